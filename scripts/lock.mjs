@@ -1,0 +1,68 @@
+// Who is at it? A lock is a file that names its process; it counts only as long as that process lives, so that a killed
+// one leaves nothing to clean up by hand. (Node cannot lock a file through the kernel.)
+import { mkdirSync, readFileSync, rmdirSync, rmSync, statSync, writeFileSync } from 'node:fs';
+import path from 'node:path';
+import { identify, lives, sleep } from './processes.mjs';
+
+const ageOf = (file) => Date.now() - (statSync(file, { throwIfNoEntry: false })?.mtimeMs ?? Date.now());
+
+function read(file) {
+  try {
+    return JSON.parse(readFileSync(file, 'utf8'));
+  } catch {
+    return undefined; // gone, or being written at this moment
+  }
+}
+
+/** The live process that holds the lock, with what it said about itself; undefined when nobody does. */
+export function holderOf(file) {
+  const holder = read(file);
+  return lives(holder) ? holder : undefined;
+}
+
+/** Takes the lock if nobody alive has it, and returns the function that gives it back; else undefined. */
+export function tryLock(file, about = {}) {
+  mkdirSync(path.dirname(file), { recursive: true });
+  for (let attempt = 0; attempt < 2; attempt++) {
+    try {
+      writeFileSync(file, JSON.stringify({ ...identify(process.pid), ...about }), { flag: 'wx' });
+      return () => rmSync(file, { force: true });
+    } catch (error) {
+      if (error.code !== 'EEXIST') throw error;
+      if (!removeIfStale(file)) return undefined;
+    }
+  }
+  return undefined;
+}
+
+/** Takes the lock, waiting for whoever has it; `onWait` hears once whom we wait for, `giveUp` says when not to. */
+export async function lock(file, { onWait, giveUp } = {}) {
+  for (let told = false; ; await sleep(100)) {
+    const unlock = tryLock(file);
+    if (unlock) return unlock;
+    if (giveUp?.()) throw new Error(`gave up waiting for ${file}`);
+    const holder = holderOf(file);
+    if (holder && !told) onWait?.(holder);
+    told = told || Boolean(holder);
+  }
+}
+
+/** One process at a time removes: or the second would remove the lock that the first took in place of the stale one. */
+function removeIfStale(file) {
+  const guard = `${file}.guard`;
+  try {
+    mkdirSync(guard);
+  } catch {
+    if (ageOf(guard) > 5_000) rmSync(guard, { recursive: true, force: true }); // its maker was killed inside these few lines
+    return false;
+  }
+  try {
+    const holder = read(file);
+    // Unreadable is stale only after a while: its maker is between creating it and writing into it.
+    if (holder ? lives(holder) : ageOf(file) < 2_000) return false;
+    rmSync(file, { force: true });
+    return true;
+  } finally {
+    rmdirSync(guard);
+  }
+}

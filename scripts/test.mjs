@@ -1,0 +1,39 @@
+// npm test: sets up, starts servers for tests alone, and runs vitest with the arguments given.
+import { runUntilStopped } from './processes.mjs';
+import { localTest, root, startServers } from './servers.mjs';
+import { checkNode, setUp } from './set-up.mjs';
+import { step } from './steps.mjs';
+import { awaitStopRequest, exitAfter } from './stop-request.mjs';
+
+checkNode();
+const stop = awaitStopRequest();
+const { DATABASE_URL, REDIS_URL, TEST_DATABASE_URL, TEST_REDIS_URL, ...others } = process.env;
+const databaseUrl = TEST_DATABASE_URL || DATABASE_URL || undefined;
+const redisUrl = TEST_REDIS_URL || REDIS_URL || undefined;
+const needs = { postgres: !databaseUrl, redis: !redisUrl };
+
+async function test() {
+  await setUp({ needsRedis: needs.redis });
+  let servers;
+  try {
+    if (needs.postgres || needs.redis) {
+      await step('test servers', async () => {
+        servers = await startServers({ dir: localTest, ...needs, throwAway: true });
+      });
+    }
+    if (stop.exitCode !== undefined) return stop.exitCode;
+    const command = ['node_modules/vitest/vitest.mjs', 'run', ...process.argv.slice(2)];
+    // No DATABASE_URL and REDIS_URL: a test that forgets whose servers it may use reaches none.
+    const env = {
+      ...others,
+      TEST_DATABASE_URL: databaseUrl ?? servers.databaseUrl,
+      TEST_REDIS_URL: redisUrl ?? servers.redisUrl,
+    };
+    const code = await runUntilStopped(process.execPath, command, { cwd: root, env, stop, patience: 5_000 });
+    return stop.exitCode ?? code;
+  } finally {
+    await servers?.release();
+  }
+}
+
+await exitAfter(test, stop);

@@ -1,0 +1,101 @@
+// How do the long-running commands start, and how do they end?
+
+import path from 'node:path';
+import { setTimeout as sleep } from 'node:timers/promises';
+import { say } from './commands/say.ts';
+import { type Config, migrations } from './config.ts';
+import { type Connections, openConnections } from './connections.ts';
+import { startDashboard } from './dashboard/server.ts';
+import { createLogger } from './logger.ts';
+import { backfillHours } from './producers/hours.ts';
+import { holdsSample, loadSample, type Sample } from './sample.ts';
+import { startOfRunningHour } from './store/ledger.ts';
+import { migrate } from './store/migrate.ts';
+import { hourLines, settledHours } from './store/progress.ts';
+import { type Range, spell } from './time/range.ts';
+import { startWorker } from './worker.ts';
+
+/** A part that runs until it is stopped. */
+interface Part {
+  stop(): Promise<void>;
+}
+
+/** One worker process. */
+export async function runWorker(config: Config): Promise<number> {
+  return untilSignal(config, async (connections) => [await startWorker(connections)]);
+}
+
+/** The web server alone. */
+export async function runDashboard(config: Config): Promise<number> {
+  return untilSignal(config, async (connections) => {
+    const dashboard = await startDashboard(connections);
+    say(`dashboard: ${dashboard.url}`);
+    return [{ stop: dashboard.close }];
+  });
+}
+
+/**
+ * Everything: migrations, schedulers, one worker, the dashboard.
+ *
+ * @param sample a file of calls to load into the private database, if it holds none, so that a newcomer sees something
+ */
+export async function runUp(config: Config, sample?: string): Promise<number> {
+  const applied = await migrate(config.DATABASE_URL, migrations);
+  for (const name of applied) say(`migration ${name} applied`);
+  return untilSignal(config, async (connections) => {
+    const loaded = sample && config.privateDatabase ? await sampleInto(connections, path.resolve(sample)) : undefined;
+    const dashboard = await startDashboard(connections, {
+      sample: config.privateDatabase && (await holdsSample(connections.pool)),
+    });
+    const worker = await startWorker(connections).catch(async (error: unknown) => {
+      await dashboard.close();
+      throw error;
+    });
+    if (loaded) await rollUpSample(connections, loaded);
+    say(`dashboard: ${dashboard.url}   (Ctrl-C stops)`);
+    return [worker, { stop: dashboard.close }];
+  });
+}
+
+async function sampleInto({ pool, config }: Connections, file: string): Promise<Sample | undefined> {
+  const now = await startOfRunningHour(pool);
+  const sample = await loadSample({ databaseUrl: config.DATABASE_URL, file, now });
+  if (sample)
+    say(`sample: ${sample.calls} calls of ${sample.users} users loaded into ${spell(sample.range)}, named sample-…`);
+  return sample;
+}
+
+/** Ask for the sample's hours as an operator would, and say when they are closed. */
+async function rollUpSample(connections: Connections, { range }: { range: Range }): Promise<void> {
+  const { hours } = await backfillHours(connections, range, {
+    only: 'all',
+    reason: 'backfill',
+    requestedBy: 'sample',
+  });
+  const deadline = Date.now() + 30_000;
+  while ((await settledHours(connections.pool, hours)).length < hours.length && Date.now() < deadline) {
+    await sleep(50);
+  }
+  for (const line of await hourLines(connections.pool, range)) {
+    say(`hour ${line.hour} ${line.state}: ${line.users ?? '?'} users, ${line.calls ?? '?'} calls`);
+  }
+}
+
+/** Start the parts, stay until SIGINT or SIGTERM, stop them in reverse order, and exit 0. */
+async function untilSignal(config: Config, start: (connections: Connections) => Promise<Part[]>): Promise<number> {
+  const log = createLogger(config.LOG_LEVEL);
+  const asked = new Promise<string>((resolve) => {
+    for (const signal of ['SIGINT', 'SIGTERM'] as const) process.on(signal, () => resolve(signal));
+  });
+  const connections = await openConnections(config, log);
+  try {
+    const parts = await start(connections);
+    const signal = await asked;
+    log.info({ signal }, 'stopping');
+    for (const part of parts.reverse()) await part.stop();
+  } finally {
+    // A statement of a job that was left behind may hold its connection for minutes.
+    await Promise.race([connections.close(), sleep(1_000)]);
+  }
+  return 0;
+}

@@ -1,0 +1,171 @@
+// hourhand: the command line.
+
+import { userInfo } from 'node:os';
+import { Command, CommanderError, InvalidArgumentError, Option } from 'commander';
+import { backfill } from './commands/backfill.ts';
+import { importFile } from './commands/import.ts';
+import { say } from './commands/say.ts';
+import { schedule } from './commands/schedule.ts';
+import { stats } from './commands/stats.ts';
+import { status } from './commands/status.ts';
+import { verify } from './commands/verify.ts';
+import { type Config, ConfigError, migrations, readConfig, version } from './config.ts';
+import { type Connections, openConnections } from './connections.ts';
+import { createLogger } from './logger.ts';
+import { reasonOf } from './store/db.ts';
+import { migrate } from './store/migrate.ts';
+import { parseInstant, type Range, spell, wholeHours } from './time/range.ts';
+
+/** Wrong usage, or a wrong environment: nothing was begun. */
+const USAGE = 2;
+const FAILED = 1;
+
+const program = new Command('hourhand')
+  .description("Every hour of an AI gateway's model calls, accounted for once.")
+  .version(version, '--version')
+  .exitOverride()
+  .configureOutput({
+    outputError: (text, write) => write(text.replace(/^error: /, 'hourhand: ').replace(/\n(?=.)/g, ' ')),
+  })
+  .showSuggestionAfterError();
+
+program
+  .command('up')
+  .description('migrations, schedulers, one worker and the dashboard; stays until Ctrl-C')
+  .addOption(new Option('--sample <file>', 'load these calls into the private database, if it holds none').hideHelp())
+  .action(({ sample }) => run(async (config) => (await app()).runUp(config, sample)));
+
+program
+  .command('worker')
+  .description('one worker process; start as many as you like')
+  .action(() => run(async (config) => (await app()).runWorker(config)));
+
+program
+  .command('dashboard')
+  .description('the web server alone')
+  .action(() => run(async (config) => (await app()).runDashboard(config)));
+
+program
+  .command('schedule')
+  .description('see to the schedulers, and print them with their next runs')
+  .action(() => run((config) => withConnections(config, {}, schedule)));
+
+program
+  .command('migrate')
+  .description('apply the migrations that are missing')
+  .action(() =>
+    run(async (config) => {
+      const applied = await migrate(config.DATABASE_URL, migrations, (name) => say(`applied ${name}`));
+      say(applied.length === 0 ? 'nothing to apply' : `${applied.length} applied`);
+      return 0;
+    }),
+  );
+
+program
+  .command('import')
+  .description('load calls from a CSV file, plain or gzip, or from standard input (-)')
+  .argument('<file>', 'FILE.csv, FILE.csv.gz or -')
+  .option('--skip-bad', 'name bad lines and import the rest', false)
+  .action((file: string, { skipBad }) => run((config) => importFile(config, file, { skipBad })));
+
+withRange(program.command('backfill').description('ask for the hours of [from, to), widened to whole hours'))
+  .option('--user <did>', 'this user alone')
+  .addOption(new Option('--only <which>', 'which hours').choices(['missing', 'partial', 'all']).default('all'))
+  .option('--dry-run', 'say what would be asked for, and change nothing', false)
+  .option('--wait', 'until they are rolled up; exit 1 if any could not be', false)
+  .action(({ from, to, user, only, dryRun, wait }, command: Command) => {
+    if (user !== undefined && command.getOptionValueSource('only') === 'cli') {
+      command.error('error: expected --user or --only, got both');
+    }
+    if (user === '') command.error('error: --user: expected a user, got ""');
+    const options = { user, only, dryRun, wait, requestedBy: userInfo().username };
+    return run((config) => withConnections(config, {}, (c) => backfill(c, rangeOf(from, to), options)));
+  });
+
+withRange(program.command('stats').description('the stored statistics'))
+  .addOption(
+    new Option('--by <what>', 'one line for each user and hour, or for each type as well')
+      .choices(['user', 'type'])
+      .default('user'),
+  )
+  .addOption(new Option('--format <format>', 'how it is written').choices(['csv', 'json', 'table']).default('table'))
+  .option('--zeros', 'also users without a call in the hour who were active in the days before', false)
+  .action(({ from, to, ...options }) =>
+    run((config) => withConnections(config, { patient: true }, (c) => stats(c, rangeOf(from, to), options))),
+  );
+
+withRange(
+  program.command('verify').description('recount from the calls and list every difference; exit 1 if there is any'),
+).action(({ from, to }) =>
+  run((config) => withConnections(config, { patient: true }, (c) => verify(c, rangeOf(from, to)))),
+);
+
+program
+  .command('status')
+  .description('watermark, owed hours, schedulers and queues')
+  .option('--json', 'for machines', false)
+  .action((options) => run((config) => withConnections(config, {}, (c) => status(c, options))));
+
+try {
+  await program.parseAsync();
+} catch (error) {
+  process.exitCode = exitCodeOf(error);
+}
+
+/** Read only by those who stay: a command that is typed and answers should not load a web server. */
+function app() {
+  return import('./app.ts');
+}
+
+function withRange(command: Command): Command {
+  return command
+    .requiredOption('--from <T>', 'start: ISO-8601 (UTC where it names no zone) or Unix seconds', instant)
+    .requiredOption('--to <T>', 'end, not included', instant);
+}
+
+function instant(text: string): Date {
+  try {
+    return parseInstant(text);
+  } catch (error) {
+    throw new InvalidArgumentError(error instanceof Error ? error.message : String(error));
+  }
+}
+
+/** Widened to whole hours, aloud. */
+function rangeOf(from: Date, to: Date): Range {
+  const range = wholeHours(from, to);
+  if (range.start < from || range.end > to) say(`widened to whole hours: ${spell(range)}`);
+  return range;
+}
+
+/** Read the environment, do the work, and turn its result into the exit code. */
+async function run(work: (config: Config) => Promise<number>): Promise<void> {
+  process.exitCode = await work(readConfig());
+  // What a library may have left open (a socket to a server that does not answer) must not keep a command.
+  setTimeout(() => process.exit(), 500).unref();
+}
+
+async function withConnections(
+  config: Config,
+  options: { patient?: boolean },
+  work: (connections: Connections) => Promise<number>,
+): Promise<number> {
+  const log = createLogger('warn', process.stderr);
+  const connections = await openConnections(config, log, options);
+  try {
+    return await work(connections);
+  } finally {
+    await connections.close();
+  }
+}
+
+/** One line that says what is wrong; commander has said its own already. */
+function exitCodeOf(error: unknown): number {
+  if (error instanceof CommanderError) return error.exitCode === 0 ? 0 : USAGE;
+  if (error instanceof ConfigError || error instanceof RangeError) {
+    say(`hourhand: ${error.message}`);
+    return USAGE;
+  }
+  say(`hourhand: ${reasonOf(error)}`);
+  return FAILED;
+}

@@ -1,0 +1,97 @@
+// hourhand stats: the stored statistics of a range.
+
+import { once } from 'node:events';
+import Table from 'cli-table3';
+import { stringify } from 'csv-stringify/sync';
+import type { Connections } from '../connections.ts';
+import { unclosedHours } from '../store/progress.ts';
+import { type StatLine, statLines } from '../store/stats.ts';
+import { type Range, spell } from '../time/range.ts';
+import { say } from './say.ts';
+
+export interface StatsOptions {
+  readonly by: 'user' | 'type';
+  readonly format: 'csv' | 'json' | 'table';
+  readonly zeros: boolean;
+}
+
+/** The columns of the report, and the words for them outside. */
+const columns: readonly [keyof StatLine, string][] = [
+  ['userDid', 'user_did'],
+  ['hour', 'hour'],
+  ['type', 'type'],
+  ['totalCalls', 'total_calls'],
+  ['successCalls', 'success_calls'],
+  ['totalUsage', 'total_usage'],
+  ['totalCredits', 'total_credits'],
+];
+
+/** Written batch by batch, as fast as it is read: no report is too long for memory, and all of it is one snapshot. */
+export async function stats(
+  { pool, policy }: Connections,
+  range: Range,
+  { by, format, zeros }: StatsOptions,
+): Promise<number> {
+  const shown = columns.filter(([key]) => key !== 'type' || by === 'type');
+  const { head, batch, tail } = writers[format](shown);
+  await pool.$transaction(
+    async (db) => {
+      await write(head);
+      for await (const lines of statLines(db, range, { by, ...(zeros ? { zerosDays: policy.windowDays } : {}) })) {
+        await write(batch(lines));
+      }
+      await write(tail());
+    },
+    { isolationLevel: 'RepeatableRead' },
+  );
+  const open = (await unclosedHours(pool, range)).filter(({ sealed }) => !sealed).length;
+  if (open > 0)
+    say(`${open} hours of ${spell(range)} are not closed: their figures may change (hourhand verify names them)`);
+  return 0;
+}
+
+interface Writer {
+  head: string;
+  batch: (lines: StatLine[]) => string;
+  tail: () => string;
+}
+
+const writers: Record<StatsOptions['format'], (shown: typeof columns) => Writer> = {
+  csv: (shown) => ({
+    head: stringify([shown.map(([, name]) => name)]),
+    batch: (lines) => stringify(lines.map((line) => shown.map(([key]) => line[key]))),
+    tail: () => '',
+  }),
+  // Whole numbers and credits stay the strings that they are: a reader's floats must not round a bill.
+  json: (shown) => {
+    let some = false;
+    const object = (line: StatLine) =>
+      JSON.stringify(Object.fromEntries(shown.map(([key, name]) => [name, line[key]])));
+    return {
+      head: '[',
+      batch: (lines) => {
+        const text = `${some ? ',' : ''}\n${lines.map(object).join(',\n')}`;
+        some = true;
+        return text;
+      },
+      tail: () => '\n]\n',
+    };
+  },
+  table: (shown) => ({
+    head: '',
+    batch: (lines) => {
+      const table = new Table({
+        head: shown.map(([, name]) => name),
+        colAligns: shown.map(([key]) => (/^(total|success)/.test(key) ? 'right' : 'left')),
+        style: { head: [], border: [] },
+      });
+      table.push(...lines.map((line) => shown.map(([key]) => line[key] ?? '')));
+      return `${table.toString()}\n`;
+    },
+    tail: () => '',
+  }),
+};
+
+async function write(text: string): Promise<void> {
+  if (text !== '' && !process.stdout.write(text)) await once(process.stdout, 'drain');
+}

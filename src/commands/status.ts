@@ -1,0 +1,81 @@
+// hourhand status: is everything in order?
+
+import Table from 'cli-table3';
+import type { Connections } from '../connections.ts';
+import { inspectScheduler, wishes } from '../producers/schedules.ts';
+import { ledgerStatus } from '../store/progress.ts';
+import { hourOf } from '../time/hour.ts';
+
+/** The ledger, the schedulers and the queues at one look; what `--json` prints. */
+export async function gatherStatus({ pool, queues, config }: Connections) {
+  const ledger = await ledgerStatus(pool, 20);
+  const schedulers = await Promise.all(
+    wishes(queues, { modelCallStats: config.MODEL_CALL_STATS_CRON_TIME }).map((wish) => inspectScheduler(pool, wish)),
+  );
+  const counts = await Promise.all(
+    Object.values(queues).map(async (queue) => ({
+      queue: queue.name as string,
+      paused: (await queue.isPaused()) as boolean,
+      ...((await queue.getJobCounts(
+        'waiting',
+        'prioritized',
+        'active',
+        'delayed',
+        'waiting-children',
+        'failed',
+      )) as Record<string, number>),
+    })),
+  );
+  const workers = await queues.hours.getWorkersCount().catch(() => null);
+  return {
+    now: ledger.now,
+    watermark: ledger.watermark && hourOf(ledger.watermark),
+    owed: ledger.owed,
+    oldestOwed: ledger.oldestOwed && hourOf(ledger.oldestOwed),
+    marks: ledger.marks,
+    hours: ledger.unsettled,
+    schedulers,
+    queues: counts,
+    workers,
+  };
+}
+
+export async function status(connections: Connections, { json }: { json: boolean }): Promise<number> {
+  const found = await gatherStatus(connections);
+  process.stdout.write(json ? `${JSON.stringify(found, null, 2)}\n` : inWords(found));
+  return 0;
+}
+
+function inWords(found: Awaited<ReturnType<typeof gatherStatus>>): string {
+  const lines = [
+    `watermark   ${found.watermark ?? 'none yet: no worker has ever started'}   (everything before it is closed)`,
+    `owed        ${found.owed} hours${found.oldestOwed ? `, the oldest ${found.oldestOwed}` : ''}; ${found.marks} marks`,
+    `workers     ${found.workers ?? 'unknown'}`,
+  ];
+  for (const { hour, state, run, error, nextAttemptAt } of found.hours) {
+    const next = nextAttemptAt ? `, again at ${nextAttemptAt.toISOString()}` : '';
+    lines.push(`${state.padEnd(11)} ${hour} run ${run}${error ? `: ${error}` : ''}${next}`);
+  }
+  for (const { id, pattern, next, state } of found.schedulers) {
+    lines.push(
+      `scheduler   ${id} ${state}, "${pattern ?? 'not set yet'}"${next ? `, next ${next.toISOString()}` : ''}`,
+    );
+  }
+  const table = new Table({
+    head: ['queue', 'waiting', 'active', 'delayed', 'waiting for children', 'failed', ''],
+    style: { head: [], border: [] },
+  });
+  for (const counts of found.queues) {
+    const n = (key: string) => Number(Object(counts)[key] ?? 0);
+    table.push([
+      counts.queue,
+      n('waiting') + n('prioritized'),
+      n('active'),
+      n('delayed'),
+      n('waiting-children'),
+      n('failed'),
+      counts.paused ? 'paused' : '',
+    ]);
+  }
+  return `${lines.join('\n')}\n${table.toString()}\n`;
+}

@@ -1,0 +1,37 @@
+// hourhand verify: recount from the calls, and list what does not agree.
+
+import type { Connections } from '../connections.ts';
+import { unclosedHours } from '../store/progress.ts';
+import { differences } from '../store/stats.ts';
+import { hourOf } from '../time/hour.ts';
+import { hoursIn, type Range, spell } from '../time/range.ts';
+import { endedPart } from './backfill.ts';
+import { say } from './say.ts';
+
+/** @returns the exit code: 1 if a figure differs or an hour is not closed */
+export async function verify(connections: Connections, asked: Range): Promise<number> {
+  const range = await endedPart(connections, asked);
+  if (!range) return 1;
+  let [differing, open, sealed] = [0, 0, 0];
+  await connections.pool.$transaction(
+    async (db) => {
+      for (const { hour, state, error, sealed: isSealed } of await unclosedHours(db, range)) {
+        if (isSealed) sealed += 1;
+        else open += 1;
+        process.stdout.write(isSealed ? `${hour} sealed\n` : `${hour} ${state}${error ? `: ${error}` : ''}\n`);
+      }
+      for await (const batch of differences(db, range)) {
+        differing += batch.length;
+        for (const { hour, userDid, differing: figures, pending } of batch) {
+          process.stdout.write(`${hourOf(hour)} ${userDid} ${pending ? 'pending ' : ''}${figures.join('; ')}\n`);
+        }
+      }
+    },
+    { isolationLevel: 'RepeatableRead' },
+  );
+  const verified = hoursIn(range) - open - sealed;
+  say(
+    `${spell(range)}: ${verified} hours closed, ${open} not closed, ${sealed} sealed; ${differing} user-hours differ`,
+  );
+  return differing + open > 0 ? 1 : 0;
+}

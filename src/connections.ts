@@ -1,0 +1,86 @@
+// How are both servers reached, and what is said when one does not answer?
+
+import type { Redis } from 'ioredis';
+import { type Config, migrations } from './config.ts';
+import type { Logger } from './logger.ts';
+import type { HoursPolicy } from './producers/hours.ts';
+import { openQueues, producerConnection, type Queues, untilReady } from './queues/redis.ts';
+import { connect, type Pool, reasonOf } from './store/db.ts';
+import type { CutPolicy } from './store/ledger.ts';
+import { pendingMigrations } from './store/migrate.ts';
+
+/** What a worker, the dashboard and the commands work with; opened first, closed last. */
+export interface Connections {
+  readonly config: Config;
+  readonly log: Logger;
+  readonly pool: Pool;
+  readonly redis: Redis;
+  readonly queues: Queues;
+  readonly policy: HoursPolicy & CutPolicy;
+  close(): Promise<void>;
+}
+
+const BOOT_MS = 10_000;
+
+/**
+ * Reach both servers, or say within ten seconds which of them did not answer and why; and find the schema whole.
+ *
+ * @param patient for commands that stream a report: no statement or idle transaction is cut off
+ * @throws {Error} in words for an operator; no secret of a URL is in it
+ */
+export async function openConnections(config: Config, log: Logger, { patient = false } = {}): Promise<Connections> {
+  const quieted = quiet(log);
+  const pool = connect(config.DATABASE_URL, {
+    connections: config.WORKER_CONCURRENCY * 2 + 2,
+    onError: quieted('PostgreSQL'),
+    patient,
+  });
+  const redis = producerConnection({ url: config.REDIS_URL, prefix: config.REDIS_PREFIX }, quieted('Redis'));
+  const close = async () => {
+    redis.disconnect();
+    await pool.$disconnect();
+  };
+  try {
+    await within(BOOT_MS, 'PostgreSQL', pool.$queryRaw`select 1`);
+    const pending = await pendingMigrations(pool, migrations);
+    if (pending.length > 0) throw new Error(`the database lacks ${pending.join(', ')}: type hourhand migrate`);
+    await untilReady(redis, BOOT_MS);
+  } catch (error) {
+    await close();
+    throw error;
+  }
+  const policy = {
+    maxHoursPerTick: config.MAX_HOURS_PER_TICK,
+    maxUserJobs: config.FANOUT_MAX_USER_JOBS,
+    backOffMaxSeconds: config.PARTIAL_BACKOFF_MAX_SECONDS,
+    storeZeroRows: config.STORE_ZERO_ROWS,
+    windowDays: config.ACTIVE_USER_WINDOW_DAYS,
+  };
+  return { config, log, pool, redis, queues: openQueues(redis, config.REDIS_PREFIX), policy, close };
+}
+
+/** Hand a server's errors to the log, the same one at most every ten seconds: a server that is down says it often. */
+export function quiet(log: Logger): (server: string) => (error: Error) => void {
+  const said = new Map<string, number>();
+  return (server) => (error) => {
+    const reason = reasonOf(error);
+    const key = `${server} ${reason}`;
+    if (Date.now() - (said.get(key) ?? 0) < 10_000) return;
+    said.set(key, Date.now());
+    log.warn({ server, reason }, 'server error');
+  };
+}
+
+async function within<T>(ms: number, server: string, promise: Promise<T>): Promise<T> {
+  let timer: NodeJS.Timeout | undefined;
+  const late = new Promise<never>((_, reject) => {
+    timer = setTimeout(() => reject(new Error(`no answer within ${ms / 1000} s`)), ms);
+  });
+  try {
+    return await Promise.race([promise, late]);
+  } catch (error) {
+    throw new Error(`${server}: not ready: ${reasonOf(error)}`, { cause: error });
+  } finally {
+    clearTimeout(timer);
+  }
+}

@@ -1,0 +1,80 @@
+// What does an operator see of the queues?
+
+import { createBullBoard } from '@bull-board/api';
+import { BullMQAdapter } from '@bull-board/api/bullMQAdapter';
+import type { AppViewRoute, HTTPStatus, UIConfig } from '@bull-board/api/typings/app';
+import { ExpressAdapter } from '@bull-board/express';
+import type { Express } from 'express';
+import type { Queues } from '../queues/redis.ts';
+
+const DESCRIPTIONS: Record<keyof Queues, string> = {
+  ticks: 'When to look for owed hours. A missed or doubled tick changes nothing; a removed one comes back.',
+  hours: 'One job for each owed hour. Failed: the hour is partial, the reason names the users; a retry is a new run.',
+  users: 'The children of an hour: one user, or a range of buckets. The retry that succeeds last closes the hour.',
+  marks: 'Users of one hour who are to be rolled up again.',
+};
+
+/** Hours are named in UTC; instants beside them in the browser's zone would not be comparable. */
+const INSTANT: Intl.DateTimeFormatOptions = {
+  month: 'short',
+  day: 'numeric',
+  hour: '2-digit',
+  minute: '2-digit',
+  second: '2-digit',
+  hourCycle: 'h23',
+  timeZone: 'UTC',
+  timeZoneName: 'short',
+};
+
+export interface Answer {
+  readonly status: number;
+  readonly body: { readonly error: string; readonly message: string };
+}
+
+/**
+ * Bull Board over every queue, to be mounted at `path`. It asks nobody who they are and would change anything: guard
+ * it. What it throws is put into words by `answerTo`, because its own answer shows stacks where NODE_ENV is development.
+ */
+export function board(
+  queues: Queues,
+  { path, sample, answerTo }: { path: string; sample: boolean; answerTo: (error: unknown) => Answer },
+): Express {
+  const serverAdapter = new LocalAdapter().setBasePath(path);
+  const names = Object.keys(DESCRIPTIONS) as (keyof Queues)[]; // Object.keys forgets what the record's type knows
+  createBullBoard({
+    queues: names.map((name) => new BullMQAdapter(queues[name], { description: DESCRIPTIONS[name] })),
+    serverAdapter,
+    options: { uiConfig: { ...uiConfig, ...(sample ? sampleConfig : {}) } },
+  });
+  serverAdapter.setErrorHandler((error) => {
+    const { status, body } = answerTo(error);
+    // Its type lists the board's own statuses; Express takes any, such as 413 of a body that is too large.
+    return { status: status as HTTPStatus, body };
+  });
+  const app: Express = serverAdapter.getRouter();
+  return app.disable('x-powered-by');
+}
+
+const uiConfig: UIConfig = {
+  boardTitle: 'hourhand',
+  hideDocsLink: true,
+  dateFormats: { short: INSTANT, common: INSTANT, full: { year: 'numeric', ...INSTANT } },
+};
+
+const sampleConfig: UIConfig = {
+  boardTitle: 'hourhand: sample data',
+  environment: { label: 'sample data', color: '#8a5a00', textColor: '#ffffff' },
+};
+
+const FONTS = /<link\b[^>]*fonts\.googleapis\.com[^>]*>/g;
+
+/** The board's page without its fonts from Google: nothing that we serve asks another machine for anything. */
+class LocalAdapter extends ExpressAdapter {
+  override setEntryRoute({ route, handler }: AppViewRoute): this {
+    this.app.get(route, (_req, res, next) => {
+      const { name, params } = handler({ basePath: this.basePath, uiConfig: this.uiConfig });
+      res.render(name, params, (error, html) => (error ? next(error) : res.send(html.replace(FONTS, ''))));
+    });
+    return this;
+  }
+}

@@ -1,0 +1,93 @@
+// Does the process live, and is everything as it must be?
+
+import { setTimeout as sleep } from 'node:timers/promises';
+import { Router } from 'express';
+import type { Connections } from '../connections.ts';
+import { inspectScheduler, type Wish, wishes } from '../producers/schedules.ts';
+import { reasonOf } from '../store/db.ts';
+import { pendingMigrations } from '../store/migrate.ts';
+
+const LIMIT_MS = 2_000;
+const fresh = { 'Cache-Control': 'no-store' };
+
+type Finding = { ok: boolean; expected: string; found: string };
+
+/**
+ * `/healthz` answers for as long as the process lives, and asks nobody. `/readyz` asks Redis, PostgreSQL and the
+ * schedulers each time, all at once and for two seconds at most: 200 when each is as it must be, else 503; in either case
+ * what was expected and what was found.
+ */
+export function health(
+  { config, pool, redis, queues }: Connections,
+  { version, migrations }: { version: string; migrations: string },
+): Router {
+  const router = Router();
+  router.get('/healthz', (_req, res) => {
+    res.set(fresh).json({ status: 'ok', version });
+  });
+  router.get('/readyz', async (_req, res) => {
+    const checks = await Promise.all([
+      check('redis', 'an answer within 2 s', async () => ({ ok: true, found: await redis.ping() })),
+      check('redis maxmemory-policy', 'noeviction', async () => {
+        const found = await maxmemoryPolicy(redis);
+        return { ok: found === 'noeviction' || found.startsWith('unknown'), found };
+      }),
+      check('postgres', 'an answer within 2 s', async () => {
+        await pool.$queryRaw`select 1`;
+        return { ok: true, found: 'an answer' };
+      }),
+      check('migrations', 'all applied', async () => {
+        const pending = await pendingMigrations(pool, migrations);
+        const ok = pending.length === 0;
+        return { ok, found: ok ? 'all applied' : `not applied: ${pending.join(', ')}` };
+      }),
+      ...wishes(queues, { modelCallStats: config.MODEL_CALL_STATS_CRON_TIME }).map((wish) =>
+        check(`scheduler ${wish.id}`, 'live, or off', () => scheduler(pool, wish)),
+      ),
+    ]);
+    const ready = checks.every(({ ok }) => ok);
+    res
+      .status(ready ? 200 : 503)
+      .set(fresh)
+      .json({ status: ready ? 'ok' : 'not ready', version, checks });
+  });
+  return router;
+}
+
+/** Ask one thing, and find it wanting when it throws or does not answer in time. */
+async function check(
+  name: string,
+  expected: string,
+  ask: () => Promise<Omit<Finding, 'expected'> & { expected?: string }>,
+): Promise<Finding & { name: string }> {
+  const answered = new AbortController();
+  const late = sleep(LIMIT_MS, undefined, { signal: answered.signal }).then(() => {
+    throw new Error(`no answer within ${LIMIT_MS / 1000} s`);
+  });
+  try {
+    return { name, expected, ...(await Promise.race([ask(), late])) };
+  } catch (error) {
+    return { name, ok: false, expected, found: reasonOf(error) };
+  } finally {
+    late.catch(() => {}); // the race is over
+    answered.abort();
+  }
+}
+
+/** Redis may not tell everyone, and need not: what it does not say is unknown, and no reason to be found wanting. */
+async function maxmemoryPolicy(redis: Connections['redis']): Promise<string> {
+  try {
+    const info = await redis.info('memory');
+    return /^maxmemory_policy:(\S+)/m.exec(info)?.[1] ?? 'unknown: INFO does not say';
+  } catch (error) {
+    if (error instanceof Error && error.name === 'ReplyError') return `unknown: ${error.message}`;
+    throw error;
+  }
+}
+
+async function scheduler(pool: Connections['pool'], wish: Wish): Promise<Finding> {
+  const { pattern, state, next } = await inspectScheduler(pool, wish);
+  const expected = pattern === 'off' ? 'off' : `live, ${pattern ?? 'as the first worker says'}, in UTC`;
+  const found = next ? `${state}, next ${next.toISOString()}` : state;
+  return { ok: state === 'live' || state === 'off', expected, found };
+}

@@ -1,0 +1,92 @@
+// How is one hour rolled up?
+
+import { type Job, UnrecoverableError, WaitingChildrenError } from 'bullmq';
+import { addJobs, jobOf, parseData } from '../queues/define-job.ts';
+import type { Queues } from '../queues/redis.ts';
+import {
+  BACKFILL_PRIORITY,
+  CLOSING_PRIORITY,
+  childId,
+  type HourData,
+  rollUpHour,
+  rollUpUsers,
+} from '../queues/stats.ts';
+import type { Pool } from '../store/db.ts';
+import { allotRun, type ClosePolicy, type CutPolicy, closeHour, shardsOf } from '../store/ledger.ts';
+import type { Context } from './context.ts';
+
+export interface HourDeps {
+  readonly pool: Pool;
+  readonly queues: Queues;
+  readonly policy: ClosePolicy & CutPolicy;
+}
+
+/**
+ * Roll up one hour: allot a run, fan out its shards, wait for the children, close the hour from the ledger.
+ *
+ * The step is stored on the job, so that a crash resumes at the step it died in; each may run twice. The job carries no
+ * authority: whether anything is owed, and which run counts, is asked of the ledger every time.
+ */
+export function rollUpHourProcessor(deps: HourDeps) {
+  return async (context: Context): Promise<unknown> => {
+    const { job, log, signal } = context;
+    let data = parseData(rollUpHour, job);
+    const { hour } = data;
+    for (;;) {
+      signal.throwIfAborted();
+      if (data.step === 'allot') {
+        const allotted = await allotRun(deps.pool, hour, deps.policy, { again: data.again });
+        if (!allotted) return { hour, nothing: 'owed' };
+        data = await store(job, { hour, step: 'fan-out', again: false, ...allotted });
+        await job.log(`run ${data.run} allotted`);
+        await job.updateProgress(10);
+      }
+      if (data.step === 'fan-out') {
+        await fanOut(deps, job, data);
+        data = await store(job, { ...data, step: 'close' });
+        await job.updateProgress(30);
+      }
+      await waitForChildren(context, data);
+
+      const closing = await closeHour(deps.pool, hour, data.run, 'parent', deps.policy);
+      await job.log(`run ${data.run}: ${closing.outcome}`);
+      await job.updateProgress(100);
+      if (closing.outcome === 'partial') {
+        // Its retry, by hand, is a new run.
+        await store(job, { ...data, step: 'allot', run: 0, again: true });
+        throw new UnrecoverableError(`hour ${hour} is partial: ${closing.error}`);
+      }
+      if (closing.outcome !== 'open') {
+        if (closing.outcome === 'closed' && !closing.already) log.info({ hour, run: data.run }, 'hour closed');
+        return { hour, run: data.run, outcome: closing.outcome };
+      }
+      data = await store(job, { ...data, step: 'allot', run: 0, again: true });
+    }
+  };
+}
+
+/** Add a child for each shard of the run that the ledger still has; those that were added before a crash are not added again. */
+async function fanOut({ pool, queues }: HourDeps, job: Job, { hour, run, backfilled }: HourData): Promise<void> {
+  const shards = await shardsOf(pool, hour, run);
+  const parent = { id: job.id ?? '', queue: job.queueQualifiedName };
+  const children = shards.map(({ shard, lo, hi, userDid }) => {
+    const data = { hour, run, shard, lo, hi, ...(userDid === null ? {} : { userDid }) };
+    return jobOf(rollUpUsers, data, {
+      jobId: childId(data, parent.id),
+      parent,
+      ...(backfilled ? { priority: BACKFILL_PRIORITY } : {}),
+    });
+  });
+  await addJobs(queues.users, children);
+  await job.log(`${children.length} children added`);
+}
+
+async function waitForChildren({ job, token }: Context, { backfilled }: HourData): Promise<void> {
+  if (backfilled) await job.changePriority({ priority: CLOSING_PRIORITY });
+  if (await job.moveToWaitingChildren(token)) throw new WaitingChildrenError();
+}
+
+async function store(job: Job, data: HourData): Promise<HourData> {
+  await job.updateData(data);
+  return data;
+}

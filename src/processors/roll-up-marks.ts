@@ -1,0 +1,54 @@
+// How are the marked users of an hour rolled up again?
+
+import { UnrecoverableError } from 'bullmq';
+import { enqueueHours } from '../producers/hours.ts';
+import { parseData } from '../queues/define-job.ts';
+import type { Queues } from '../queues/redis.ts';
+import { rollUpMarks } from '../queues/stats.ts';
+import type { Pool } from '../store/db.ts';
+import { type ClosePolicy, closeHour, failHour, recountHour, requestHours } from '../store/ledger.ts';
+import { markedScopes } from '../store/marks.ts';
+import { endOf, startOf } from '../time/hour.ts';
+import type { Context } from './context.ts';
+import { nameFailed, rollUpScope, type ScopeResult } from './roll-up-scope.ts';
+
+/** Above so many marked users the whole hour is asked for: it is cheaper, and takes their marks with it. */
+const MAX_USERS = 1_000;
+
+/**
+ * Roll up the marked users of an hour, bucket by bucket, by a child's own steps, then derive the ledger's counts anew.
+ * A user that cannot be stored leaves the hour partial and keeps the mark; both wait for the hour's back-off.
+ */
+export function rollUpMarksProcessor({ pool, queues, policy }: { pool: Pool; queues: Queues; policy: ClosePolicy }) {
+  return async ({ job, signal, log }: Context) => {
+    const { hour } = parseData(rollUpMarks, job);
+    const scopes = await markedScopes(pool, hour);
+    const users = scopes.reduce((sum, scope) => sum + scope.users.length, 0);
+    if (users > MAX_USERS) {
+      const range = { start: startOf(hour), end: endOf(hour) };
+      const request = await requestHours(pool, range, { only: 'all', reason: 'late', requestedBy: 'marks' });
+      await enqueueHours(queues, request.hours);
+      return { hour, users, asked: 'the whole hour' };
+    }
+    const failed: ScopeResult['failed'] = [];
+    let run = 0;
+    for (const [i, scope] of scopes.entries()) {
+      const result = await rollUpScope(pool, scope, signal);
+      failed.push(...result.failed);
+      run = Math.max(run, result.run);
+      await job.updateProgress(Math.round((100 * (i + 1)) / scopes.length));
+    }
+    await recountHour(pool, hour);
+    await job.log(`${users - failed.length} of ${users} users rolled up again`);
+    if (failed.length > 0) {
+      const error = nameFailed(failed);
+      await failHour(pool, hour, error, policy);
+      throw new UnrecoverableError(`hour ${hour} is partial: cannot be stored: ${error}`);
+    }
+    if (users > 0) log.info({ hour, users }, 'users rolled up again');
+    // The mended user may have been the last that a partial hour waited for.
+    const closing = await closeHour(pool, hour, run, 'child', policy);
+    if (closing.outcome === 'closed' && !closing.already) log.info({ hour, run }, 'hour closed');
+    return { hour, users };
+  };
+}

@@ -1,0 +1,51 @@
+// How are some users of an hour rolled up?
+
+import { UnrecoverableError } from 'bullmq';
+import { parseData } from '../queues/define-job.ts';
+import { rollUpUsers, type UsersData } from '../queues/stats.ts';
+import { type Pool, reasonOf } from '../store/db.ts';
+import { type ClosePolicy, closeHour, failShards } from '../store/ledger.ts';
+import type { Scope } from '../store/scope.ts';
+import type { Context } from './context.ts';
+import { nameFailed, rollUpScope } from './roll-up-scope.ts';
+
+/**
+ * Roll up one user or a range of buckets, and close the hour if that was the last of it.
+ *
+ * It may run twice, beside its own zombie, or days late: figures are derived under the buckets' locks, and what counts as
+ * done is the shard of whichever run the ledger named in that same statement.
+ */
+export function rollUpUsersProcessor({ pool, policy }: { pool: Pool; policy: ClosePolicy }) {
+  return async ({ job, signal, log }: Context) => {
+    const data = parseData(rollUpUsers, job);
+    const scope = scopeOf(data);
+    const result = await rollUpScope(pool, scope, signal).catch(async (error: unknown) => {
+      const last = job.attemptsMade + 1 >= (job.opts.attempts ?? 1);
+      // The ledger's note is a courtesy: without it the hour is partial all the same.
+      if (last) await failShards(pool, scope, data.run, `${whom(data)}: ${reasonOf(error)}`).catch(() => {});
+      throw error;
+    });
+    await job.log(
+      `run ${result.run}: ${result.users} users, ${result.calls} calls; ${result.written} rows written, ${result.removed} removed`,
+    );
+    await job.updateProgress(100);
+    if (result.failed.length > 0) {
+      const error = nameFailed(result.failed);
+      await failShards(pool, scope, Math.max(result.run, data.run), error);
+      throw new UnrecoverableError(`cannot be stored: ${error}`);
+    }
+    signal.throwIfAborted();
+    const closing = await closeHour(pool, data.hour, result.run, 'child', policy);
+    if (closing.outcome === 'closed' && !closing.already)
+      log.info({ hour: data.hour, run: result.run }, 'hour closed');
+    return { run: result.run, users: result.users, calls: Number(result.calls), hour: closing.outcome };
+  };
+}
+
+function scopeOf({ hour, lo, hi, userDid }: UsersData): Scope {
+  return { hour, lo, hi, ...(userDid === undefined ? {} : { users: [userDid] }) };
+}
+
+function whom({ lo, hi, userDid }: UsersData): string {
+  return userDid ?? `buckets ${lo}–${hi}`;
+}

@@ -1,0 +1,16 @@
+// What does a tick of the roll-up do?
+
+import { enqueueOwed, type HoursPolicy } from '../producers/hours.ts';
+import type { Queues } from '../queues/redis.ts';
+import type { Pool } from '../store/db.ts';
+import type { Context } from './context.ts';
+
+/** Wake up and look. Whatever the tick is called and whatever it carries: it may have lost both. */
+export function tickStatsProcessor(deps: { pool: Pool; queues: Queues; policy: HoursPolicy }) {
+  return async ({ log }: Context) => {
+    const { enqueued, closedEmpty, marked } = await enqueueOwed(deps);
+    const found = { enqueued: enqueued.length, closedEmpty: closedEmpty.length, marked: marked.length };
+    log.info(found, 'tick');
+    return found;
+  };
+}

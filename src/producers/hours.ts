@@ -1,0 +1,114 @@
+// Which hours are handed to the workers?
+
+import { addJobs, jobOf } from '../queues/define-job.ts';
+import type { Queues } from '../queues/redis.ts';
+import { BACKFILL_PRIORITY, rollUpHour, rollUpMarks } from '../queues/stats.ts';
+import type { Now, Pool } from '../store/db.ts';
+import {
+  type ClosePolicy,
+  closeEmptyHours,
+  type Only,
+  type OwedHour,
+  owedHours,
+  type Reason,
+  type Request,
+  requestHours,
+} from '../store/ledger.ts';
+import { markedHours, markUser } from '../store/marks.ts';
+import { cover } from '../store/ranges.ts';
+import type { Hour } from '../time/hour.ts';
+import type { Range } from '../time/range.ts';
+
+export interface HoursPolicy extends ClosePolicy {
+  readonly maxHoursPerTick: number;
+}
+
+/**
+ * Ask for every hour that is owed, and for every mark.
+ *
+ * A tick is only a reason to look: the ledger decides what is owed. A missed tick, a doubled tick and a first start all
+ * come to the same thing. Hours without anything in them are closed here, together, and need no job.
+ */
+export async function enqueueOwed(
+  { pool, queues, policy }: { pool: Pool; queues: Queues; policy: HoursPolicy },
+  now?: Now,
+): Promise<{ enqueued: Hour[]; closedEmpty: Hour[]; marked: Hour[] }> {
+  const owed = await owedHours(pool, policy.maxHoursPerTick, now);
+  const closedEmpty = await closeEmptyHours(
+    pool,
+    owed.map(({ hour }) => hour),
+    policy,
+    now,
+  );
+  const empty = new Set(closedEmpty);
+  const rest = owed.filter(({ hour }) => !empty.has(hour));
+  await enqueueHours(queues, rest);
+  const marked = await markedHours(pool, policy.maxHoursPerTick, now);
+  await enqueueMarks(queues, marked);
+  return { enqueued: rest.map(({ hour }) => hour), closedEmpty, marked };
+}
+
+/** One job an hour; where one is under way already, it stands for this one. */
+export async function enqueueHours(queues: Queues, hours: readonly OwedHour[]): Promise<void> {
+  const jobs = hours.map(({ hour, backfilled }) =>
+    jobOf(
+      rollUpHour,
+      { hour, step: 'allot', run: 0, backfilled, again: false },
+      backfilled ? { priority: BACKFILL_PRIORITY } : {},
+    ),
+  );
+  await addJobs(queues.hours, jobs);
+}
+
+export async function enqueueMarks(queues: Queues, hours: readonly Hour[]): Promise<void> {
+  await addJobs(
+    queues.marks,
+    hours.map((hour) => jobOf(rollUpMarks, { hour })),
+  );
+}
+
+/**
+ * A backfill: cover the range and ask for its hours, in the ledger first and in one transaction, then enqueue them.
+ * What happens to Redis after the ledger knows does not matter: the next look finds them owed.
+ *
+ * @param range whole hours that have ended
+ */
+export async function backfillHours(
+  { pool, queues, policy }: { pool: Pool; queues: Queues; policy: HoursPolicy },
+  range: Range,
+  asked: { only: Only; reason: Reason; requestedBy: string },
+  now?: Now,
+): Promise<Request> {
+  const request = await pool.$transaction(async (db) => {
+    await cover(db, range);
+    return requestHours(db, range, asked, now);
+  });
+  const closed = new Set<Hour>();
+  for (let i = 0; i < request.hours.length; i += policy.maxHoursPerTick) {
+    const some = request.hours.slice(i, i + policy.maxHoursPerTick);
+    for (const hour of await closeEmptyHours(
+      pool,
+      some.map(({ hour }) => hour),
+      policy,
+      now,
+    ))
+      closed.add(hour);
+  }
+  await enqueueHours(
+    queues,
+    request.hours.filter(({ hour }) => !closed.has(hour)),
+  );
+  return request;
+}
+
+/** A backfill of one user: marks, in the ledger first, then one job for each hour that holds some. */
+export async function backfillUser(
+  { pool, queues }: { pool: Pool; queues: Queues },
+  userDid: string,
+  range: Range,
+  now?: Now,
+): Promise<{ hours: Hour[]; seq: bigint }> {
+  const marked = await markUser(pool, userDid, range, now);
+  await enqueueMarks(queues, marked.hours);
+  return marked;
+}

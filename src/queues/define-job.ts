@@ -1,0 +1,69 @@
+// What must a producer and a processor agree on?
+
+import { type Job, type JobsOptions, type Queue, UnrecoverableError } from 'bullmq';
+import type { z } from 'zod';
+
+/** The agreement about one kind of job, and nothing else. */
+export interface JobDefinition<Data> {
+  readonly queue: string;
+  readonly schema: z.ZodType<Data>;
+  /** What an operator reads in Bull Board. */
+  readonly name: (data: Data) => string;
+  /** Two jobs with one id are one job until the first has finished. Children have a `jobId` instead. */
+  readonly deduplicationId?: (data: Data) => string;
+  readonly options: JobsOptions;
+}
+
+export interface JobToAdd {
+  readonly name: string;
+  readonly data: object;
+  readonly opts: JobsOptions;
+}
+
+/** A job as BullMQ takes it. */
+export function jobOf<Data extends object>(
+  definition: JobDefinition<Data>,
+  data: NoInfer<Data>,
+  opts: JobsOptions = {},
+): JobToAdd {
+  const id = definition.deduplicationId?.(data);
+  const deduplication = id ? { deduplication: { id } } : {};
+  return { name: definition.name(data), data, opts: { ...definition.options, ...deduplication, ...opts } };
+}
+
+const CHUNK = 500;
+
+/**
+ * Add jobs in chunks: thousands in one transaction keep Redis from everyone else. Every id is checked, because a bulk
+ * add is a pipeline: where a parent or a lock is gone it returns a negative number in place of an id, and throws nothing.
+ * Adding the same jobs again adds nothing (deduplication ids, or the children's own ids).
+ *
+ * @throws {Error} saying how many were refused, and the first of them
+ */
+export async function addJobs(queue: Queue, jobs: readonly JobToAdd[]): Promise<void> {
+  for (let i = 0; i < jobs.length; i += CHUNK) {
+    const chunk = jobs.slice(i, i + CHUNK);
+    const added = await queue.addBulk(chunk.map((job) => ({ ...job })));
+    const refused = chunk.filter((_, n) => !isJobId(added[n]?.id));
+    if (refused.length > 0 || added.length !== chunk.length) {
+      throw new Error(
+        `${queue.name}: Redis refused ${refused.length} of ${chunk.length} jobs, the first "${refused[0]?.name}"`,
+      );
+    }
+  }
+}
+
+function isJobId(id: string | undefined): boolean {
+  return id !== undefined && id !== '' && !String(id).startsWith('-');
+}
+
+/** Data that does not parse will not parse on the next attempt either. */
+export function parseData<Data>(definition: JobDefinition<Data>, job: Job): Data {
+  const parsed = definition.schema.safeParse(job.data);
+  if (parsed.success) return parsed.data;
+  const [issue] = parsed.error.issues;
+  const found = JSON.stringify(issue?.path.reduce<unknown>((value, key) => Object(value)[key], job.data));
+  throw new UnrecoverableError(
+    `${definition.queue} ${job.id}: ${issue?.path.join('.')}: ${issue?.message}, got ${found}`,
+  );
+}

@@ -1,0 +1,90 @@
+// How is PostgreSQL reached, and what does it say when it refuses?
+
+import { PrismaPg } from '@prisma/adapter-pg';
+import { Prisma, PrismaClient } from '../generated/prisma/client.ts';
+
+export { Prisma as Sql };
+
+/** A connection pool, or a transaction in it. */
+export type Db = Prisma.TransactionClient;
+export type Pool = PrismaClient;
+
+const MINUTE_MS = 60_000;
+
+/**
+ * Open a pool of at most `connections`. Nothing is asked of the server before the first statement.
+ *
+ * A statement is given up after five minutes, and a transaction that sits idle after one: neither may hold an hour's
+ * locks for ever. `patient` lifts both, for a report that streams to a slow reader. `work_mem` lets a shard of 50,000
+ * calls be sorted and hashed in memory.
+ */
+export function connect(
+  url: string,
+  {
+    connections,
+    onError,
+    patient = false,
+  }: { connections: number; onError: (error: Error) => void; patient?: boolean },
+): Pool {
+  const settings = {
+    application_name: 'hourhand',
+    timezone: 'UTC',
+    statement_timeout: patient ? 0 : 5 * MINUTE_MS,
+    idle_in_transaction_session_timeout: patient ? 0 : MINUTE_MS,
+    work_mem: '64MB',
+    jit: 'off',
+  };
+  const options = Object.entries(settings).map(([name, value]) => `-c ${name}=${value}`);
+  return new PrismaClient({
+    adapter: new PrismaPg(
+      { connectionString: url, max: connections, options: options.join(' '), connectionTimeoutMillis: 10_000 },
+      { onPoolError: onError, onConnectionError: onError },
+    ),
+    // Longer than any statement: the server ends them, the client only counts.
+    transactionOptions: {
+      isolationLevel: 'ReadCommitted',
+      timeout: (patient ? 24 * 60 : 6) * MINUTE_MS,
+      maxWait: MINUTE_MS,
+    },
+  });
+}
+
+/**
+ * `now` of a statement: Postgres' clock, or the instant that a test gives.
+ * No process asks its own clock what is owed (worker clocks differ by minutes).
+ */
+export type Now = Date | undefined;
+export function instant(now: Now): Prisma.Sql {
+  return now ? Prisma.sql`${now}::timestamptz` : Prisma.sql`now()`;
+}
+
+/** The SQLSTATE of an error that came from the server, else `undefined`. */
+export function sqlState(error: unknown): string | undefined {
+  return serverError(error)?.originalCode;
+}
+
+/**
+ * Whether the error lies in the data that a statement met, rather than in the server or the traffic
+ * (SQLSTATE classes 08 connection, 40 rollback, 53 resources, 55 not in state, 57 operator, and errors without one).
+ */
+export function isDataError(error: unknown): boolean {
+  const state = sqlState(error);
+  return state !== undefined && !/^(08|40|53|55|57|58|XX)/.test(state);
+}
+
+/** What an error says, without the client's preamble: fit for a ledger, a job or a log. */
+export function reasonOf(error: unknown): string {
+  const server = serverError(error);
+  if (server?.originalMessage) return `${server.originalMessage} (${server.originalCode})`;
+  const text =
+    error instanceof Error ? error.message || String((error as NodeJS.ErrnoException).code) : String(error);
+  return text.trim().split('\n').at(-1) ?? text;
+}
+
+function serverError(error: unknown): { originalCode?: string; originalMessage?: string } | undefined {
+  if (!(error instanceof Prisma.PrismaClientKnownRequestError)) return undefined;
+  const adapterError = error.meta?.driverAdapterError as {
+    cause?: { originalCode?: string; originalMessage?: string };
+  };
+  return adapterError?.cause;
+}

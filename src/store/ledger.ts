@@ -1,0 +1,317 @@
+// Which hours are done, and which are owed?
+
+import { endOf, type Hour, hourOf, startOf } from '../time/hour.ts';
+import type { Range } from '../time/range.ts';
+import { type Db, instant, type Now, type Pool, Sql } from './db.ts';
+import { BUCKETS, type Scope } from './scope.ts';
+import { presentUsers, storeZeroRows } from './stats.ts';
+
+export type Reason = 'tick' | 'backfill' | 'late' | 'repair';
+
+/** An hour that is to be rolled up, and whether it may wait behind the newest one. */
+export interface OwedHour {
+  readonly hour: Hour;
+  readonly backfilled: boolean;
+}
+
+/**
+ * The hours that are owed: ended by Postgres' clock, covered, not closed, and not in back-off. Holes in the middle too.
+ * The newest ended hour first, then the oldest.
+ */
+export async function owedHours(db: Db, limit: number, now?: Now): Promise<OwedHour[]> {
+  const rows = await db.$queryRaw<{ hour: Date; backfilled: boolean }[]>`
+    with ended as (
+      select date_trunc('hour', ${instant(now)}, 'UTC') as until
+    ), covered as (
+      select hour from ended, "StatRange" r,
+             generate_series(r.start, least(r."end", until) - interval '1 hour', interval '1 hour') as hour
+    )
+    select c.hour, l.reason is not distinct from 'backfill' and c.hour < until - interval '1 hour' as backfilled
+      from ended, covered c left join "StatHour" l using (hour)
+     where l.hour is null or (l.state <> 'closed' and (l."nextAttemptAt" is null or l."nextAttemptAt" <= ${instant(now)}))
+     order by c.hour = until - interval '1 hour' desc, c.hour
+     limit ${limit}::int`;
+  return rows.map((row) => ({ hour: hourOf(row.hour), backfilled: row.backfilled }));
+}
+
+/**
+ * Close, together, those of the owed hours in which there is nothing to roll up: no call, no row, no mark.
+ *
+ * Their rows are locked by a statement of its own before anything is looked at: a call imported and requested in
+ * between would otherwise be answered with an emptiness that was seen before it.
+ *
+ * @returns the hours it closed
+ */
+export async function closeEmptyHours(
+  pool: Pool,
+  owed: readonly Hour[],
+  policy: ClosePolicy,
+  now?: Now,
+): Promise<Hour[]> {
+  if (owed.length === 0) return [];
+  const starts = owed.map(startOf);
+  return pool.$transaction(async (db) => {
+    await db.$executeRaw`
+      insert into "StatHour" (hour, state, reason)
+      select hour, 'open', 'tick' from unnest(${starts}::timestamptz[]) as hour order by hour
+      on conflict do nothing`;
+    const idle = await db.$queryRaw<{ hour: Date }[]>`
+      select hour from "StatHour" where hour = any(${starts}::timestamptz[]) and state in ('open', 'partial')
+       order by hour for update skip locked`;
+    const closed = await db.$queryRaw<{ hour: Date }[]>`
+      update "StatHour" l
+         set state = 'closed', run = greatest(run + 1, wanted), users = 0, calls = 0, attempts = 0, "nextAttemptAt" = null,
+             "startedAt" = ${instant(now)}, "closedAt" = ${instant(now)}, error = null
+       where hour = any(${idle.map((row) => row.hour)}::timestamptz[])
+         and not exists (select from "ModelCall" where date_trunc('hour', "callTime" at time zone 'UTC') = l.hour at time zone 'UTC')
+         and not exists (select from "ModelCallStat" s where s."timeType" = 'hour' and s."timestamp" = l.hour)
+         and not exists (select from "StatMark" m where m.hour = l.hour)
+      returning hour`;
+    await db.$executeRaw`delete from "StatShard" where hour = any(${closed.map((row) => row.hour)}::timestamptz[])`;
+    const hours = closed.map((row) => hourOf(row.hour));
+    if (policy.storeZeroRows) for (const hour of hours) await storeZeroRows(db, hour, policy.windowDays);
+    return hours;
+  });
+}
+
+/** A request for hours, and the run that each must reach to have answered it. */
+export interface Request {
+  readonly hours: { hour: Hour; wanted: number; backfilled: boolean }[];
+  /** Hours of the range that are sealed: never run again. */
+  readonly sealed: Hour[];
+}
+
+export type Only = 'missing' | 'partial' | 'all';
+
+/** What a request would find, by state; `missing` are the hours without a row in the ledger. */
+export async function surveyHours(db: Db, { start, end }: Range) {
+  return db.$queryRaw<{ state: string; sealed: boolean; hours: number }[]>`
+    select coalesce(l.state::text, 'missing') as state, l."sealedAt" is not null as sealed, count(*)::int as hours
+      from generate_series(${start}::timestamptz, ${end}::timestamptz - interval '1 hour', interval '1 hour') as hour
+           left join "StatHour" l using (hour)
+     group by 1, 2 order by 1, 2`;
+}
+
+/**
+ * Ask for a new run of hours that have ended: written down before anything is enqueued, so that no request is lost.
+ * An hour that is running keeps running, and goes round once more for having been asked.
+ */
+export async function requestHours(
+  db: Db,
+  { start, end }: Range,
+  { only, reason, requestedBy }: { only: Only; reason: Reason; requestedBy: string },
+  now?: Now,
+): Promise<Request> {
+  const which = {
+    all: Sql.sql`true`,
+    missing: Sql.sql`(l.hour is null or l.state = 'open')`,
+    partial: Sql.sql`l.state = 'partial'`,
+  }[only];
+  const rows = await db.$queryRaw<{ hour: Date; wanted: number; backfilled: boolean }[]>`
+    insert into "StatHour" as h (hour, state, wanted, reason, "requestedBy")
+    select hour, 'open', 1, ${reason}::"HourReason", ${requestedBy}::text
+      from generate_series(${start}::timestamptz, ${end}::timestamptz - interval '1 hour', interval '1 hour') as hour
+           left join "StatHour" l using (hour)
+     where ${which} and hour < date_trunc('hour', ${instant(now)}, 'UTC')
+     order by hour
+    on conflict (hour) do update
+       set wanted = h.run + 1, state = case when h.state = 'running' then h.state else 'open' end,
+           reason = excluded.reason, "requestedBy" = excluded."requestedBy", attempts = 0, "nextAttemptAt" = null
+     where h."sealedAt" is null
+    returning hour, wanted, hour < date_trunc('hour', ${instant(now)}, 'UTC') - interval '1 hour' as backfilled`;
+  const sealed = await db.$queryRaw<{ hour: Date }[]>`
+    select hour from "StatHour"
+     where hour >= ${start}::timestamptz and hour < ${end}::timestamptz and "sealedAt" is not null order by hour`;
+  return {
+    hours: rows.map((row) => ({ ...row, hour: hourOf(row.hour) })),
+    sealed: sealed.map((row) => hourOf(row.hour)),
+  };
+}
+
+/** Postgres' idea of the running hour's start: what a range that is asked for must end at. */
+export async function startOfRunningHour(db: Db, now?: Now): Promise<Date> {
+  const [row] = await db.$queryRaw<[{ start: Date }]>`select date_trunc('hour', ${instant(now)}, 'UTC') as start`;
+  return row.start;
+}
+
+/** A child's share of a run: the buckets `lo` to `hi`, or one user in one of them. */
+export interface Shard extends Omit<Scope, 'users'> {
+  readonly shard: number;
+  readonly userDid: string | null;
+}
+
+/** How an hour is cut: one child a user up to so many users, ranges of buckets of about this size above. */
+export interface CutPolicy {
+  readonly maxUserJobs: number;
+}
+const CALLS_PER_SHARD = 50_000;
+const USERS_PER_SHARD = 5_000;
+
+/**
+ * Allot the next run of an hour and store its shards, if the hour is owed: ended, covered, not sealed, and not closed or
+ * wanted again. The run's number is burnt even if its holder dies on the next line. Two callers get two runs, and the
+ * older one can close nothing any more.
+ *
+ * @param again the hour's back-off is over because somebody says so (a retry by hand)
+ * @returns the run, or `undefined`: nothing is owed
+ */
+export async function allotRun(
+  pool: Pool,
+  hour: Hour,
+  { maxUserJobs }: CutPolicy,
+  { again = false, now }: { again?: boolean; now?: Now } = {},
+): Promise<{ run: number; backfilled: boolean } | undefined> {
+  return pool.$transaction(async (db) => {
+    const start = startOf(hour);
+    const [allotted] = await db.$queryRaw<{ run: number; backfilled: boolean }[]>`
+      insert into "StatHour" as h (hour, state, run, reason, "startedAt")
+      select ${start}::timestamptz, 'running', 1, 'tick', ${instant(now)}
+       where ${endOf(hour)}::timestamptz <= ${instant(now)}
+         and exists (select from "StatRange" r where r.start <= ${start}::timestamptz
+                        and coalesce(r."end", 'infinity') > ${start}::timestamptz)
+      on conflict (hour) do update
+         set run = h.run + 1, state = 'running', "startedAt" = ${instant(now)}, "nextAttemptAt" = null
+       where h."sealedAt" is null and (h.state <> 'closed' or h.wanted > h.run)
+         and (${again} or h."nextAttemptAt" is null or h."nextAttemptAt" <= ${instant(now)})
+      returning run, reason = 'backfill' and ${endOf(hour)}::timestamptz < date_trunc('hour', ${instant(now)}, 'UTC') as backfilled`;
+    if (!allotted) return undefined;
+    await db.$executeRaw`
+      with present as materialized (
+        select "userDid", sum(calls) as calls from (${presentUsers(hour)}) as p group by "userDid"
+      ), size as (
+        select count(*) as users,
+               greatest(2, least(${BUCKETS}::int, greatest(ceil(count(*) / ${USERS_PER_SHARD}::numeric),
+                                                           ceil(sum(calls) / ${CALLS_PER_SHARD}::numeric))))::int as ranges
+          from present
+      )
+      insert into "StatShard" (hour, run, shard, lo, hi, "userDid")
+      select ${start}::timestamptz, ${allotted.run}::int, row_number() over (order by "userDid") - 1,
+             hashtext("userDid") & 63, hashtext("userDid") & 63, "userDid"
+        from present, size where users <= ${maxUserJobs}::int
+      union all
+      select ${start}::timestamptz, ${allotted.run}::int, i, i * ${BUCKETS}::int / ranges,
+             (i + 1) * ${BUCKETS}::int / ranges - 1, null
+        from size, generate_series(0, ranges - 1) i where users > ${maxUserJobs}::int`;
+    return allotted;
+  });
+}
+
+/** The shards of a run, as they were cut when it was allotted. */
+export async function shardsOf(db: Db, hour: Hour, run: number): Promise<Shard[]> {
+  const rows = await db.$queryRaw<Omit<Shard, 'hour'>[]>`
+    select shard, lo::int, hi::int, "userDid" from "StatShard"
+     where hour = ${startOf(hour)}::timestamptz and run = ${run}::int order by shard`;
+  return rows.map((row) => ({ ...row, hour }));
+}
+
+/** Write down why those shards of a run that lie within a scope could not be done. */
+export async function failShards(db: Db, { hour, lo, hi, users }: Scope, run: number, error: string): Promise<void> {
+  await db.$executeRaw`
+    update "StatShard" set state = 'failed', error = ${error}::text
+     where hour = ${startOf(hour)}::timestamptz and run = ${run}::int and lo >= ${lo}::int and hi <= ${hi}::int
+       and (${users === undefined} or "userDid" = any(${[...(users ?? [])]}::text[])) and state <> 'done'`;
+}
+
+export interface ClosePolicy {
+  readonly backOffMaxSeconds: number;
+  readonly storeZeroRows: boolean;
+  readonly windowDays: number;
+}
+
+/**
+ * What closing came to. `already`: somebody else closed this run. `superseded`: another run is current, nothing was changed. `open`: all done, but wanted again.
+ * `unfinished`: a child asked, and others are not done yet; nothing was changed.
+ */
+export type Closing =
+  | { outcome: 'closed'; already: boolean }
+  | { outcome: 'open' | 'superseded' | 'unfinished' }
+  | { outcome: 'partial'; error: string; nextAttemptAt: Date };
+
+/**
+ * Close an hour from the ledger, for the caller's run: closed if all its shards are done, else partial, naming the users.
+ *
+ * The ledger's row is locked first: of two last children one then sees the other's shard done. What children returned is
+ * never asked; Redis may have lost, doubled or deleted any of them.
+ *
+ * @param as the parent comes when its children have settled and says partial where one is not done; a child comes after
+ *   its own commit and closes the hour if it was the last (that is how a retry by hand closes it)
+ */
+export async function closeHour(
+  pool: Pool,
+  hour: Hour,
+  run: number,
+  as: 'parent' | 'child',
+  policy: ClosePolicy,
+  now?: Now,
+): Promise<Closing> {
+  return pool.$transaction(async (db): Promise<Closing> => {
+    const start = startOf(hour);
+    const [ledger] = await db.$queryRaw<{ run: number; wanted: number; state: string; attempts: number }[]>`
+      select run, wanted, state::text, attempts from "StatHour" where hour = ${start}::timestamptz for update`;
+    if (ledger?.run !== run) return { outcome: 'superseded' };
+    if (ledger.state === 'closed') return { outcome: 'closed', already: true };
+    if (ledger.state === 'open') return { outcome: 'open' };
+
+    const undone = await db.$queryRaw<(Omit<Shard, 'hour'> & { error: string | null })[]>`
+      select shard, lo::int, hi::int, "userDid", error from "StatShard"
+       where hour = ${start}::timestamptz and run = ${run}::int and state <> 'done' order by shard limit 21`;
+    if (undone.length > 0) {
+      if (as === 'child') return { outcome: 'unfinished' };
+      return { outcome: 'partial', ...(await setPartial(db, hour, nameShards(undone), policy, now)) };
+    }
+
+    if (policy.storeZeroRows) await storeZeroRows(db, hour, policy.windowDays);
+    await db.$executeRaw`delete from "StatShard" where hour = ${start}::timestamptz`;
+    const outcome = ledger.wanted > run ? 'open' : 'closed';
+    await db.$executeRaw`
+      update "StatHour" set state = ${outcome}::"HourState", attempts = 0, "nextAttemptAt" = null, error = null,
+             "closedAt" = ${instant(now)}, (users, calls) = (${countOf(hour)})
+       where hour = ${start}::timestamptz`;
+    return outcome === 'closed' ? { outcome, already: false } : { outcome };
+  });
+}
+
+/** Derive a closed hour's `users` and `calls` anew, under its lock, after some of its users were rolled up again. */
+export async function recountHour(db: Db, hour: Hour): Promise<void> {
+  await db.$executeRaw`
+    update "StatHour" set (users, calls) = (${countOf(hour)})
+     where hour = ${startOf(hour)}::timestamptz and state = 'closed' and "sealedAt" is null`;
+}
+
+/** Say of an hour, covered or not, that some of its users could not be stored: it is owed again after a back-off. */
+export async function failHour(pool: Pool, hour: Hour, error: string, policy: ClosePolicy, now?: Now): Promise<void> {
+  await pool.$transaction(async (db) => {
+    await db.$executeRaw`
+      insert into "StatHour" (hour, state, reason) values (${startOf(hour)}::timestamptz, 'open', 'backfill') on conflict do nothing`;
+    const [ledger] = await db.$queryRaw<[{ state: string }]>`
+      select state::text from "StatHour" where hour = ${startOf(hour)}::timestamptz for update`;
+    // The run that is under way has these users before it, and its own end says more.
+    if (ledger.state !== 'running') await setPartial(db, hour, error, policy, now);
+  });
+}
+
+/** A partial hour waits 5 s, doubling. Its row is locked by the caller. */
+async function setPartial(db: Db, hour: Hour, error: string, { backOffMaxSeconds }: ClosePolicy, now?: Now) {
+  const [row] = await db.$queryRaw<{ nextAttemptAt: Date }[]>`
+    update "StatHour"
+       set state = 'partial', error = ${error}::text, attempts = attempts + 1,
+           "nextAttemptAt" = ${instant(now)}
+             + least(5 * power(2, least(attempts, 30)), ${backOffMaxSeconds}::int) * interval '1 second'
+     where hour = ${startOf(hour)}::timestamptz
+    returning "nextAttemptAt"`;
+  return { error, nextAttemptAt: row?.nextAttemptAt ?? new Date() };
+}
+
+function countOf(hour: Hour): Sql.Sql {
+  return Sql.sql`
+    select count(*) filter (where "totalCalls" > 0), coalesce(sum("totalCalls"), 0) from "ModelCallStat"
+     where "timeType" = 'hour' and "timestamp" = ${startOf(hour)}::timestamptz`;
+}
+
+/** What an operator reads in the ledger, on the job and in the log: at most 20 shards, each with its users and its reason. */
+function nameShards(undone: readonly (Omit<Shard, 'hour'> & { error: string | null })[]): string {
+  const named = undone
+    .slice(0, 20)
+    .map(({ lo, hi, userDid, error }) => error ?? `${userDid ?? `buckets ${lo}–${hi}`}: not done`);
+  return named.join('; ') + (undone.length > 20 ? '; and more' : '');
+}

@@ -1,0 +1,77 @@
+// How far has it come?
+
+import { type Hour, hourOf, startOf } from '../time/hour.ts';
+import type { Range } from '../time/range.ts';
+import { type Db, instant, type Now } from './db.ts';
+
+export interface HourLine {
+  hour: Hour;
+  state: string;
+  run: number;
+  error: string | null;
+  nextAttemptAt: Date | null;
+}
+
+/** Of the hours asked for, those whose wanted run has ended: closed, or partial with the reason. */
+export async function settledHours(db: Db, wanted: readonly { hour: Hour; wanted: number }[]): Promise<HourLine[]> {
+  const rows = await db.$queryRaw<(Omit<HourLine, 'hour'> & { hour: Date })[]>`
+    select l.hour, l.state::text, l.run, l.error, l."nextAttemptAt"
+      from unnest(${wanted.map((w) => startOf(w.hour))}::timestamptz[], ${wanted.map((w) => w.wanted)}::int[]) as w(hour, wanted)
+           join "StatHour" l using (hour)
+     where l.run >= w.wanted and l.state in ('closed', 'partial')
+     order by l.hour`;
+  return rows.map((row) => ({ ...row, hour: hourOf(row.hour) }));
+}
+
+/** The hours of a range that are not closed, `missing` ones included, and the sealed ones; oldest first. */
+export async function unclosedHours(db: Db, { start, end }: Range): Promise<(HourLine & { sealed: boolean })[]> {
+  const rows = await db.$queryRaw<(Omit<HourLine, 'hour'> & { hour: Date; sealed: boolean })[]>`
+    select hour, coalesce(l.state::text, 'missing') as state, coalesce(l.run, 0) as run, l.error, l."nextAttemptAt",
+           l."sealedAt" is not null as sealed
+      from generate_series(${start}::timestamptz, ${end}::timestamptz - interval '1 hour', interval '1 hour') as hour
+           left join "StatHour" l using (hour)
+     where l.state is distinct from 'closed' or l."sealedAt" is not null
+     order by hour`;
+  return rows.map((row) => ({ ...row, hour: hourOf(row.hour) }));
+}
+
+export interface LedgerStatus {
+  now: Date;
+  /** Everything before it, in the live range, is closed; `null` before the first start. */
+  watermark: Date | null;
+  owed: number;
+  oldestOwed: Date | null;
+  marks: number;
+  unsettled: HourLine[];
+}
+
+/** The ledger in a few figures, with at most `limit` running and partial hours. */
+export async function ledgerStatus(db: Db, limit: number, now?: Now): Promise<LedgerStatus> {
+  const [row] = await db.$queryRaw<[Omit<LedgerStatus, 'unsettled'>]>`
+    with ended as (
+      select date_trunc('hour', ${instant(now)}, 'UTC') as until
+    ), owed as (
+      select hour, r."end" is null as live from ended, "StatRange" r,
+             generate_series(r.start, least(r."end", until) - interval '1 hour', interval '1 hour') as hour
+             left join "StatHour" l using (hour)
+       where l.state is distinct from 'closed'
+    )
+    select ${instant(now)} as now,
+           case when exists (select from "StatRange" where "end" is null)
+                then coalesce((select min(hour) from owed where live), (select greatest(until, start) from ended, "StatRange" where "end" is null))
+           end as watermark,
+           (select count(*)::int from owed) as owed, (select min(hour) from owed) as "oldestOwed",
+           (select count(*)::int from "StatMark") as marks`;
+  const unsettled = await db.$queryRaw<(Omit<HourLine, 'hour'> & { hour: Date })[]>`
+    select hour, state::text, run, error, "nextAttemptAt" from "StatHour" where state in ('partial', 'running')
+     order by hour desc limit ${limit}::int`;
+  return { ...row, unsettled: unsettled.map((line) => ({ ...line, hour: hourOf(line.hour) })) };
+}
+
+/** The ledger's lines of a range, oldest first. */
+export async function hourLines(db: Db, { start, end }: Range) {
+  const rows = await db.$queryRaw<{ hour: Date; state: string; users: number | null; calls: bigint | null }[]>`
+    select hour, state::text, users, calls from "StatHour"
+     where hour >= ${start}::timestamptz and hour < ${end}::timestamptz order by hour`;
+  return rows.map((row) => ({ ...row, hour: hourOf(row.hour) }));
+}

@@ -1,0 +1,43 @@
+// What does one transaction recompute, and whom does it exclude meanwhile?
+
+import { type Hour, ordinalOf, startOf } from '../time/hour.ts';
+import { type Db, Sql } from './db.ts';
+
+/** Users are locked by bucket, `hashtext(userDid) & 63`. The value is Postgres' own business: it is never stored. */
+export const BUCKETS = 64;
+
+/** The buckets `lo` to `hi` of one hour, both included; or only the named users in them. */
+export interface Scope {
+  readonly hour: Hour;
+  readonly lo: number;
+  readonly hi: number;
+  readonly users?: readonly string[];
+}
+
+/** The two expressions of the index `ModelCall_hour_bucket_idx`, to the letter: else the planner passes it by. */
+export const callHour = Sql.sql`date_trunc('hour', "callTime" at time zone 'UTC')`;
+export const bucket = Sql.sql`(hashtext("userDid") & 63)`;
+
+/** An hour as `callHour` spells it. */
+export function plainHour(hour: Hour): Sql.Sql {
+  return Sql.sql`${startOf(hour)}::timestamptz at time zone 'UTC'`;
+}
+
+/** The users of the scope, in any table that has a `userDid`. */
+export function usersIn({ lo, hi, users }: Scope): Sql.Sql {
+  const named = users ? Sql.sql`and "userDid" = any(${[...users]}::text[])` : Sql.empty;
+  return Sql.sql`${bucket} between ${lo}::int and ${hi}::int ${named}`;
+}
+
+/**
+ * Shut out everyone else who recomputes one of these users in this hour, until the transaction ends.
+ *
+ * It must be the transaction's first statement, and a statement of its own: under READ COMMITTED the next one then sees
+ * all that the former holders wrote. Taken inside the computing statement, the lock comes after its snapshot, and a stale
+ * figure overwrites a newer one. Ascending, so that two scopes cannot wait for each other.
+ */
+export async function lockScope(db: Db, { hour, lo, hi }: Scope): Promise<void> {
+  await db.$executeRaw`
+    select pg_advisory_xact_lock(${ordinalOf(hour)}::int, b)
+      from generate_series(${lo}::int, ${hi}::int) b`;
+}

@@ -1,0 +1,204 @@
+// What is stored of a user's hour, and how is it made?
+
+import { type Hour, startOf } from '../time/hour.ts';
+import type { Range } from '../time/range.ts';
+import { type Db, Sql } from './db.ts';
+import { columns, figures, figuresOf } from './figures.ts';
+import { callHour, plainHour, type Scope, usersIn } from './scope.ts';
+
+export interface RolledUp {
+  /** The run that the ledger named when the figures were computed; 0 where it does not know the hour. */
+  run: number;
+  users: number;
+  calls: bigint;
+  written: number;
+  removed: number;
+}
+
+/**
+ * Derive the scope's rows from the calls, in one statement: read the ledger's current run, add up, remove the rows of
+ * users without calls, write what differs, and mark done the current run's shards that lie within the scope.
+ *
+ * Derived, never added to: running it twice leaves what running it once left. Rows that are right already are not
+ * touched. To be called under `lockScope`, in the same transaction. All of it is one statement because run, figures and
+ * shards must come from one snapshot: a shard marked done by a later statement may be that of a run which began after
+ * these figures were read.
+ */
+export async function rollUp(db: Db, scope: Scope): Promise<RolledUp> {
+  const { hour, lo, hi, users } = scope;
+  const [row] = await db.$queryRaw<[RolledUp]>`
+    with ledger as (
+      select coalesce((select run from "StatHour" where hour = ${startOf(hour)}::timestamptz), 0) as run
+    ), fresh as materialized (
+      ${figuresOf(Sql.sql`"userDid"`, Sql.sql`"ModelCall" where ${callHour} = ${plainHour(hour)} and ${usersIn(scope)}`)}
+       order by "userDid"
+    ), removed as (
+      delete from "ModelCallStat" s
+       where s."timeType" = 'hour' and s."timestamp" = ${startOf(hour)}::timestamptz and ${usersIn(scope)}
+         and not exists (select from fresh f where f."userDid" = s."userDid")
+      returning 1
+    ), written as (
+      insert into "ModelCallStat" as s ("timeType", "timestamp", "userDid", ${columns()}, run, "computedAt")
+      select 'hour', ${startOf(hour)}::timestamptz, f."userDid", ${columns('f')}, ledger.run, statement_timestamp()
+        from fresh f, ledger
+      on conflict ("timeType", "timestamp", "userDid") do update
+         set (${columns()}, run, "computedAt") = row (${columns('excluded')}, excluded.run, excluded."computedAt")
+       where (${columns('s')}) is distinct from (${columns('excluded')})
+      returning 1
+    ), done as (
+      update "StatShard" d set state = 'done', error = null
+        from ledger
+       where d.hour = ${startOf(hour)}::timestamptz and d.run = ledger.run and d.lo >= ${lo}::int and d.hi <= ${hi}::int
+         and (${users === undefined} or d."userDid" = any(${[...(users ?? [])]}::text[]))
+         and d.state <> 'done'
+    )
+    select ledger.run, (select count(*)::int from fresh) as users,
+           coalesce((select sum("totalCalls") from fresh), 0)::bigint as calls,
+           (select count(*)::int from written) as written, (select count(*)::int from removed) as removed
+      from ledger`;
+  return row;
+}
+
+/** The scope's users that `rollUp` would touch: with a call, a stored row or a mark. In byte order. */
+export async function usersOfScope(db: Db, scope: Scope): Promise<string[]> {
+  const rows = await db.$queryRaw<{ userDid: string }[]>`
+    select "userDid" from (${presentUsers(scope.hour)}) as present
+     where ${usersIn(scope)} group by "userDid" order by "userDid" collate "C"`;
+  return rows.map((row) => row.userDid);
+}
+
+/** `(userDid, calls)`, several rows a user: whoever has a call, a stored row or a mark in the hour. */
+export function presentUsers(hour: Hour): Sql.Sql {
+  return Sql.sql`
+    select "userDid", count(*) as calls from "ModelCall" where ${callHour} = ${plainHour(hour)} group by "userDid"
+    union all
+    select "userDid", 0 from "ModelCallStat" where "timeType" = 'hour' and "timestamp" = ${startOf(hour)}::timestamptz
+    union all
+    select "userDid", 0 from "StatMark" where hour = ${startOf(hour)}::timestamptz`;
+}
+
+/**
+ * Store a row of zeros for each user who had a call in the `days` days before the hour's end and none in it, for readers
+ * who go straight to the table. No row and a row of zeros are the same figure.
+ */
+export async function storeZeroRows(db: Db, hour: Hour, days: number): Promise<number> {
+  return db.$executeRaw`
+    insert into "ModelCallStat" ("timeType", "timestamp", "userDid", ${columns()}, run, "computedAt")
+    select 'hour', h.hour, idle."userDid", 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, '{}'::jsonb, h.run, statement_timestamp()
+      from "StatHour" h,
+           lateral (select distinct "userDid" from "ModelCall"
+                     where ${callHour} > (h.hour at time zone 'UTC') - ${days}::int * interval '1 day'
+                       and ${callHour} <= (h.hour at time zone 'UTC')
+                     order by "userDid") idle
+     where h.hour = ${startOf(hour)}::timestamptz
+    on conflict do nothing`;
+}
+
+/** One line of a report; whole numbers and credits as text, for no float can hold them. */
+export interface StatLine {
+  userDid: string;
+  hour: string;
+  type?: string;
+  totalCalls: string;
+  successCalls: string;
+  totalUsage: string;
+  totalCredits: string;
+}
+
+export interface ReportOptions {
+  by: 'user' | 'type';
+  /** Also the users who had a call in the window of so many days before the hour's end, with zeros. */
+  zerosDays?: number;
+}
+
+/**
+ * The stored statistics of a range, sorted by user, hour and type in byte order, in batches, all from one snapshot.
+ * Users with a call in the hour; with `zerosDays`, the idle users of the window too (by type they have no line).
+ */
+export async function* statLines(db: Db, range: Range, { by, zerosDays }: ReportOptions): AsyncGenerator<StatLine[]> {
+  const { start, end } = range;
+  const stored = Sql.sql`"ModelCallStat" s where s."timeType" = 'hour' and s."timestamp" >= ${start}::timestamptz
+    and s."timestamp" < ${end}::timestamptz and s."totalCalls" > 0`;
+  const hour = Sql.sql`to_char("timestamp" at time zone 'UTC', 'YYYY-MM-DD"T"HH24:MI:SS"Z"')`;
+  const idle = Sql.sql`
+    union all
+    select w."userDid", h."timestamp", 0, 0, 0, 0.00000000
+      from (select distinct "userDid", ${callHour} as called from "ModelCall"
+             where ${callHour} > (${start}::timestamptz at time zone 'UTC') - ${zerosDays ?? 0}::int * interval '1 day'
+               and ${callHour} < ${end}::timestamptz at time zone 'UTC') w,
+           generate_series(${start}::timestamptz, ${end}::timestamptz - interval '1 hour', interval '1 hour') as h("timestamp")
+     where w.called > (h."timestamp" at time zone 'UTC') - ${zerosDays ?? 0}::int * interval '1 day'
+       and w.called <= h."timestamp" at time zone 'UTC'
+       and not exists (select from "ModelCallStat" s where s."timeType" = 'hour' and s."timestamp" = h."timestamp"
+                          and s."userDid" = w."userDid" and s."totalCalls" > 0)
+     group by 1, 2`;
+  const query =
+    by === 'user'
+      ? Sql.sql`
+        select "userDid", ${hour} as hour, "totalCalls"::text, "successCalls"::text, "totalUsage"::text, "totalCredits"::text
+          from (select "userDid", "timestamp", "totalCalls", "successCalls", "totalUsage", "totalCredits" from ${stored}
+                ${zerosDays ? idle : Sql.empty}) as line
+         order by "userDid" collate "C", "timestamp"`
+      : Sql.sql`
+        select "userDid", ${hour} as hour, t.key as type, t.value ->> 'totalCalls' as "totalCalls",
+               t.value ->> 'successCalls' as "successCalls", t.value ->> 'totalUsage' as "totalUsage",
+               t.value ->> 'totalCredits' as "totalCredits"
+          from (select s."userDid", s."timestamp", s."byType" from ${stored}) as row, jsonb_each(row."byType") t
+         order by "userDid" collate "C", "timestamp", t.key collate "C"`;
+  yield* batches<StatLine>(db, query);
+}
+
+/** A user's hour in which what is stored is not what the calls add up to. */
+export interface Difference {
+  hour: Date;
+  userDid: string;
+  /** Each figure that differs, for instance `totalCalls: stored 3, counted 4`. */
+  differing: string[];
+  /** The user has a mark in this hour: the difference is known, and will be rolled up. */
+  pending: boolean;
+}
+
+/**
+ * Recount the range from the calls and compare every figure with what is stored, in batches, from one snapshot.
+ * An hour that has never closed is compared only where it has rows: that it is not closed says the rest. Sealed hours
+ * have lost their calls, and are passed over.
+ */
+export async function* differences(db: Db, { start, end }: Range): AsyncGenerator<Difference[]> {
+  const calls = Sql.sql`(select ${callHour} as hour, call.* from "ModelCall" call
+    where ${callHour} >= ${start}::timestamptz at time zone 'UTC' and ${callHour} < ${end}::timestamptz at time zone 'UTC') as call`;
+  const differing = figures.map((figure) => {
+    const zero = figure === 'byType' ? `'{}'::jsonb` : '0';
+    const [stored, counted] = [`coalesce(s."${figure}", ${zero})`, `coalesce(c."${figure}", ${zero})`];
+    return `case when ${stored} <> ${counted} then '${figure}: stored ' || (${stored})::text || ', counted ' || (${counted})::text end`;
+  });
+  yield* batches<Difference>(
+    db,
+    Sql.sql`
+    with recount as (
+      ${figuresOf(Sql.sql`hour, "userDid"`, calls)}
+    ), c as (
+      select hour at time zone 'UTC' as hour, "userDid", ${columns()} from recount
+    ), s as (
+      select "timestamp" as hour, "userDid", ${columns()} from "ModelCallStat"
+       where "timeType" = 'hour' and "timestamp" >= ${start}::timestamptz and "timestamp" < ${end}::timestamptz
+    ), compared as (
+      select j.hour, j."userDid", array_remove(array[${Sql.raw(differing.join(', '))}], null) as differing
+        from s full join c using (hour, "userDid") as j left join "StatHour" l on l.hour = j.hour
+       where l."sealedAt" is null and (l.state in ('closed', 'partial') or s."userDid" is not null)
+    )
+    select hour, "userDid", differing,
+           exists (select from "StatMark" m where m.hour = d.hour and m."userDid" = d."userDid") as pending
+      from compared d where differing <> '{}' order by hour, "userDid" collate "C"`,
+  );
+}
+
+/** Read a query through a cursor: one snapshot, and never more than one batch in memory. Needs a transaction. */
+async function* batches<Row>(db: Db, query: Sql.Sql): AsyncGenerator<Row[]> {
+  await db.$executeRaw`declare batches no scroll cursor for ${query}`;
+  for (;;) {
+    const rows = await db.$queryRaw<Row[]>`fetch 2000 from batches`;
+    if (rows.length > 0) yield rows;
+    if (rows.length < 2000) break;
+  }
+  await db.$executeRaw`close batches`;
+}

@@ -1,0 +1,127 @@
+import { expect, test } from 'vitest';
+import { backfillUser } from '../src/producers/hours.ts';
+import { endOf, startOf } from '../src/time/hour.ts';
+import { type Hourhand, h, startHourhand, until } from './support/hourhand.ts';
+
+const hour = h('2026-08-20T13');
+const at = '2026-08-20T13:10:00Z';
+const range = { start: startOf(hour), end: endOf(hour) };
+
+test('a marked user is rolled up alone, and the ledger counts anew', async () => {
+  await using hourhand = await closedHour({ user: 'ada', at }, { user: 'bob', at });
+  await hourhand.record({ user: 'ada', at }, { user: 'bob', at });
+  expect((await backfillUser(hourhand, 'ada', range)).hours).toEqual([hour]);
+  await until(
+    () => hourhand.pool.statMark.count(),
+    (n) => n === 0,
+  );
+  await until(
+    () => hourhand.hour(hour),
+    (row) => row?.calls === 3n,
+  );
+  expect((await hourhand.stat('ada', hour))?.totalCalls).toBe('2');
+  expect((await hourhand.stat('bob', hour))?.totalCalls).toBe('1');
+  expect(await hourhand.hour(hour)).toMatchObject({ state: 'closed', run: 1, users: 2 });
+});
+
+test('a user whose calls are all gone loses the row', async () => {
+  await using hourhand = await closedHour({ user: 'ada', at }, { user: 'bob', at });
+  await hourhand.pool.$executeRaw`delete from "ModelCall" where "userDid" = 'ada'`;
+  await backfillUser(hourhand, 'ada', range);
+  await until(
+    () => hourhand.stat('ada', hour),
+    (stat) => stat === undefined,
+  );
+  await until(
+    () => hourhand.hour(hour),
+    (row) => row?.users === 1,
+  );
+});
+
+test('a user who is neither in the calls nor in the rows leaves no mark', async () => {
+  await using hourhand = await closedHour({ user: 'ada', at });
+  expect(await backfillUser(hourhand, 'nobody', range)).toEqual({ hours: [], seq: 0n });
+});
+
+test('a marked user who cannot be stored leaves the hour partial and the mark; mended, both are settled', async () => {
+  await using hourhand = await closedHour({ user: 'ada', at }, { user: 'bob', at });
+  await hourhand.record(
+    { user: 'ada', at, credits: '999999999999' },
+    { user: 'ada', at, credits: '1' },
+    { user: 'bob', at },
+  );
+  await hourhand.pool
+    .$executeRaw`insert into "StatMark" (hour, "userDid", reason) values (${range.start}::timestamptz, 'bob', 'late')`;
+  await backfillUser(hourhand, 'ada', range);
+  const partial = await until(
+    () => hourhand.hour(hour),
+    (row) => row?.state === 'partial',
+  );
+  expect(partial).toMatchObject({ run: 1, error: 'ada: numeric field overflow (22003)' });
+  expect(partial?.nextAttemptAt).not.toBeNull();
+  await until(
+    () => hourhand.stat('bob', hour),
+    (stat) => stat?.totalCalls === '2',
+  );
+  expect(await hourhand.pool.statMark.findMany({ select: { userDid: true } })).toEqual([{ userDid: 'ada' }]);
+
+  await hourhand.pool.$executeRaw`update "ModelCall" set credits = 1 where "userDid" = 'ada'`;
+  await until(
+    async () => {
+      await hourhand.tick();
+      return hourhand.state(hour);
+    },
+    (state) => state === 'closed',
+  );
+  expect(await hourhand.pool.statMark.count()).toBe(0);
+  expect(await hourhand.wrong()).toEqual([]);
+});
+
+test('a mended user closes the partial hour that waited for nobody else', async () => {
+  await using hourhand = await startHourhand();
+  await hourhand.record(
+    { user: 'ada', at, credits: '999999999999' },
+    { user: 'ada', at, credits: '1' },
+    { user: 'bob', at },
+  );
+  await hourhand.work();
+  await hourhand.backfill(hour);
+  await until(
+    () => hourhand.state(hour),
+    (state) => state === 'partial',
+  );
+  await hourhand.pool.$executeRaw`update "ModelCall" set credits = 1 where "userDid" = 'ada'`;
+  await backfillUser(hourhand, 'ada', range);
+  await until(
+    () => hourhand.state(hour),
+    (state) => state === 'closed',
+  );
+  expect((await hourhand.hour(hour))?.run).toBe(1);
+  expect(await hourhand.wrong()).toEqual([]);
+});
+
+test('above a thousand marked users the whole hour is asked for', async () => {
+  await using hourhand = await closedHour({ user: 'ada', at });
+  await hourhand.record(...Array.from({ length: 1_001 }, (_, i) => ({ user: `u${i}`, at })));
+  await hourhand.pool
+    .$executeRaw`insert into "StatMark" (hour, "userDid", reason) select ${range.start}::timestamptz, 'u' || i, 'late' from generate_series(0, 1000) i`;
+  await hourhand.tick();
+  await until(
+    () => hourhand.hour(hour),
+    (row) => row?.run === 2 && row.state === 'closed',
+  );
+  expect(await hourhand.pool.statMark.count()).toBe(0);
+  expect(await hourhand.wrong()).toEqual([]);
+});
+
+async function closedHour(...calls: Parameters<Hourhand['record']>): Promise<Hourhand> {
+  const hourhand = await startHourhand({ PARTIAL_BACKOFF_MAX_SECONDS: '1' });
+  await hourhand.record(...calls);
+  await hourhand.work();
+  await hourhand.backfill(hour);
+  await until(
+    () => hourhand.state(hour),
+    (state) => state === 'closed',
+  );
+  return hourhand;
+}

@@ -1,0 +1,207 @@
+// Nothing but these tests depends on the indexes: without one every figure is still right, and a busy gateway's day too long.
+// Each statement is hourhand's own, caught as it ran, and then explained; none is timed.
+
+import { PrismaPg } from '@prisma/adapter-pg';
+import { afterAll, beforeAll, describe, expect, test } from 'vitest';
+import { PrismaClient } from '../src/generated/prisma/client.ts';
+import type { Pool } from '../src/store/db.ts';
+import { allotRun, closeEmptyHours, closeHour, owedHours, surveyHours } from '../src/store/ledger.ts';
+import { markedHours, markUser, takeMarks } from '../src/store/marks.ts';
+import { ledgerStatus } from '../src/store/progress.ts';
+import { differences, rollUp, statLines, storeZeroRows, usersOfScope } from '../src/store/stats.ts';
+import { endOf, type Hour, startOf } from '../src/time/hour.ts';
+import { type Hourhand, h, startHourhand } from './support/hourhand.ts';
+
+const hour = h('2026-08-20T13');
+const now = new Date('2026-08-21T00:10:00Z');
+const day = { start: startOf(h('2026-08-20T00')), end: startOf(h('2026-08-21T00')) };
+
+/** A scan of one table: by which index, and by what it finds its place there; `null` reads the whole table. */
+interface Scan {
+  table: string;
+  index: string | null;
+  cond: string;
+}
+
+describe.each<[string, ...((hourhand: Hourhand) => Promise<unknown>)[]]>([
+  ['in an empty database'],
+  ['with 200,000 calls, 50,000 rows and a ledger of two years', fill],
+  ['with the same, analysed', fill, ({ pool }) => pool.$executeRaw`analyze`],
+])('%s', (_, ...prepare) => {
+  let hourhand: Hourhand;
+  let watched: PrismaClient;
+  let statements: { query: string; params: string }[] = [];
+
+  beforeAll(async () => {
+    hourhand = await startHourhand();
+    for (const step of prepare) await step(hourhand);
+    const client = new PrismaClient({
+      adapter: new PrismaPg({ connectionString: hourhand.environment.DATABASE_URL }),
+      log: [{ emit: 'event', level: 'query' }],
+    });
+    client.$on('query', (event) => statements.push(event));
+    watched = client;
+  });
+  afterAll(async () => {
+    await watched.$disconnect();
+    await hourhand[Symbol.asyncDispose]();
+  });
+
+  test('a range of buckets is read by hour and bucket, and nothing else is', async () => {
+    const scans = await scansOf((db) => rollUp(db, { hour, lo: 0, hi: 31 }));
+    expect(of(scans, 'ModelCall')).toEqual([hourAndBucket]);
+    expect(of(scans, 'ModelCallStat')).toEqual([byKey]);
+  });
+
+  test('a single user is read by hour and bucket', async () => {
+    const scans = await scansOf((db) => rollUp(db, { hour, lo: 7, hi: 7, users: ['user-7'] }));
+    expect(of(scans, 'ModelCall')).toEqual([hourAndBucket]);
+  });
+
+  test('users that share a bucket, as marks name them, are read by hour and bucket', async () => {
+    const scope = { hour, lo: 7, hi: 7, users: Array.from({ length: 50 }, (_, i) => `user-${i}`) };
+    expect(of(await scansOf((db) => rollUp(db, scope)), 'ModelCall')).toEqual([hourAndBucket]);
+    expect(of(await scansOf((db) => usersOfScope(db, scope)), 'ModelCall')).toEqual([byHour]);
+  });
+
+  test('the users of an hour are counted by hour when its run is allotted', async () => {
+    await hourhand.cover(hour, hour);
+    const scans = await scansOf((db) => allotRun(db, hour, { maxUserJobs: 64 }, { now }));
+    expect(of(scans, 'ModelCall')).toEqual([byHour]);
+    expect(of(scans, 'ModelCallStat')).toEqual([byKey]);
+  });
+
+  test('no call is read to close an hour', async () => {
+    const run = (await hourhand.hour(hour))?.run ?? 0;
+    const scans = await scansOf((db) => closeHour(db, hour, run, 'parent', hourhand.policy, now));
+    expect(scans.map(({ table }) => table)).toContain('StatHour');
+    expect(of(scans, 'ModelCall')).toEqual([]);
+  });
+
+  test.each([1, 24, 1_000])('whether %i hours are empty is asked of the index, hour by hour', async (count) => {
+    const hours = Array.from({ length: count }, (_, i) => new Date(startOf(hour).getTime() - i * 3_600_000).toISOString().slice(0, 13) as Hour);
+    const scans = await scansOf((db) => closeEmptyHours(db, hours, hourhand.policy, now));
+    // A table without a page may be read whole.
+    expect(of(scans, 'ModelCall')).toEqual([prepare.length > 0 ? byHour : expect.anything()]);
+  });
+
+  test('verify recounts an hour, and a day, by hour', async () => {
+    for (const range of [{ start: startOf(hour), end: endOf(hour) }, day]) {
+      const scans = await scansOf((db) => exhaust(db, (within) => differences(within, range)));
+      expect(of(scans, 'ModelCall')).toEqual([byHour]);
+      expect(of(scans, 'ModelCallStat')).toEqual([byKey]);
+    }
+  });
+
+  test('the statistics of a day are read by time, and no call is', async () => {
+    const scans = await scansOf((db) => exhaust(db, (within) => statLines(within, day, { by: 'user' })));
+    expect(of(scans, 'ModelCallStat')).toEqual([byKey]);
+    expect(of(scans, 'ModelCall')).toEqual([]);
+  });
+
+  test('the idle users of a window are found by hour, to be shown or stored', async () => {
+    const shown = await scansOf((db) => exhaust(db, (within) => statLines(within, day, { by: 'user', zerosDays: 1 })));
+    expect(of(shown, 'ModelCall')).toEqual([byHour]);
+    const stored = await scansOf((db) => storeZeroRows(db, hour, 1));
+    expect(of(stored, 'ModelCall')).toEqual([byHour]);
+  });
+
+  test("a user's calls of a day are found by hour", async () => {
+    const scans = await scansOf((db) => markUser(db, 'user-7', day, now));
+    expect(of(scans, 'ModelCall')).toEqual([byHour]);
+    expect(of(scans, 'ModelCallStat')).toEqual([expect.objectContaining({ index: expect.stringMatching(/_pkey$|_userDid_timeType_timestamp_idx$/) })]);
+  });
+
+  test("a user's statistics are read by user", async () => {
+    const where = { userDid: 'user-7', timeType: 'hour' as const, timestamp: { gte: new Date('2026-06-01T00:00Z'), lt: day.end } };
+    expect(of(await scansOf((db) => db.modelCallStat.findMany({ where })), 'ModelCallStat')).toEqual([byUser]);
+  });
+
+  test('marks are taken by hour', async () => {
+    expect(of(await scansOf((db) => takeMarks(db, { hour, lo: 0, hi: 31 })), 'StatMark')).toEqual([
+      expect.objectContaining({ index: 'StatMark_hour_userDid_idx', cond: expect.stringContaining('hour =') }),
+    ]);
+  });
+
+  test.each<[string, (db: Pool) => Promise<unknown>]>([
+    ['which hours are owed', (db) => owedHours(db, 1_000, now)],
+    ['which hours have marks', (db) => markedHours(db, 1_000, now)],
+    ['how far it has come', (db) => ledgerStatus(db, 20, now)],
+    ['what a backfill would find', (db) => surveyHours(db, day)],
+  ])('%s is asked of the ledger alone: no call is read', async (_, ask) => {
+    const scans = await scansOf(ask);
+    expect(scans.length).toBeGreaterThan(0);
+    expect(of(scans, 'ModelCall')).toEqual([]);
+    expect(of(scans, 'ModelCallStat')).toEqual([]);
+  });
+
+  /** Do the work, and have the plans of its statements made, in the settings in which hourhand's connections run them. */
+  async function scansOf(work: (db: Pool) => Promise<unknown>): Promise<Scan[]> {
+    statements = [];
+    await work(watched);
+    const explained = statements.filter(({ query }) => /^\s*(select|insert|update|delete|with|declare)\b/i.test(query));
+    const scans: Scan[] = [];
+    for (const { query, params } of explained) {
+      const rows = await hourhand.pool.$queryRawUnsafe<[{ 'QUERY PLAN': { Plan: Node }[] }]>(`explain (format json) ${query}`, ...JSON.parse(params));
+      for (const { Plan } of rows[0]['QUERY PLAN']) scans.push(...scansIn(Plan));
+    }
+    return scans;
+  }
+});
+
+interface Node {
+  'Node Type': string;
+  'Relation Name'?: string;
+  'Index Name'?: string;
+  'Index Cond'?: string;
+  Plans?: Node[];
+}
+
+const hourAndBucket = { table: 'ModelCall', index: 'ModelCall_hour_bucket_idx', cond: expect.stringMatching(/date_trunc\('hour'.* = .*hashtext\("userDid"\) & 63/) };
+const byHour = { table: 'ModelCall', index: 'ModelCall_hour_bucket_idx', cond: expect.stringMatching(/date_trunc\('hour'/) };
+const byKey = { table: 'ModelCallStat', index: 'ModelCallStat_pkey', cond: expect.stringContaining('"timestamp" ') };
+const byUser = { table: 'ModelCallStat', index: 'ModelCallStat_userDid_timeType_timestamp_idx', cond: expect.stringMatching(/"userDid" = .*"timestamp" /) };
+
+/** The different scans of a table: the same one twice is one. */
+function of(scans: readonly Scan[], table: string): Scan[] {
+  const found = new Map(scans.filter((scan) => scan.table === table).map((scan) => [`${scan.index} ${scan.cond}`, scan]));
+  return [...found.values()];
+}
+
+function scansIn(node: Node, table = node['Relation Name']): Scan[] {
+  const { 'Node Type': type, 'Index Name': index = null, 'Index Cond': cond = '', Plans = [] } = node;
+  // The index that a bitmap is made from is named below the table that it is for.
+  const below = Plans.flatMap((plan) => scansIn(plan, plan['Relation Name'] ?? (type === 'Bitmap Heap Scan' || type.startsWith('Bitmap') ? table : undefined)));
+  const scans = table !== undefined && type.endsWith('Scan') && type !== 'Bitmap Heap Scan';
+  return scans ? [{ table, index, cond }, ...below] : below;
+}
+
+async function exhaust<T>(db: Pool, batches: (within: Parameters<Parameters<Pool['$transaction']>[0]>[0]) => AsyncGenerator<T>): Promise<void> {
+  await db.$transaction(async (within) => {
+    for await (const _ of batches(within));
+  });
+}
+
+/** 400 calls of 2,000 users in each of 500 hours, a row for some users of each, and a ledger of two years. */
+async function fill({ pool }: Hourhand): Promise<void> {
+  for (const table of ['ModelCall', 'ModelCallStat', 'StatHour', 'StatMark']) {
+    await pool.$executeRawUnsafe(`alter table "${table}" set (autovacuum_enabled = false)`); // or it is analysed some time
+  }
+  await pool.$executeRaw`
+    insert into "ModelCall" (id, "userDid", "providerId", model, type, "totalUsage", credits, status, "callTime")
+    select 'call-' || i, 'user-' || (i * 7919 % 2000), 'openai', 'gpt', 'chatCompletion', 10, 0.001, 'success',
+           timestamptz '2026-08-21T00:00Z' - i / 400 * interval '1 hour' - i % 400 * interval '8 seconds' - interval '1 second'
+      from generate_series(0, 199999) i`;
+  await pool.$executeRaw`
+    insert into "ModelCallStat"
+    select 'hour', timestamptz '2026-08-20T23:00Z' - i / 100 * interval '1 hour', 'user-' || (i * 7919 % 2000),
+           10, 0, 0, 0, 0.001, 1, 1, 0, 0, 0, '{}', 1, now()
+      from generate_series(0, 49999) i`;
+  await pool.$executeRaw`
+    insert into "StatHour" (hour, state, run, wanted, reason, "closedAt")
+    select timestamptz '2026-08-20T12:00Z' - i * interval '1 hour', 'closed', 1, 0, 'tick', now() from generate_series(0, 17519) i`;
+  await pool.$executeRaw`insert into "StatRange" values (timestamptz '2026-08-20T12:00Z' - interval '17520 hours', null)`;
+  await pool.$executeRaw`
+    insert into "StatMark" (hour, "userDid", reason)
+    select timestamptz '2026-08-20T23:00Z' - i / 100 * interval '1 hour', 'user-' || i % 100, 'late' from generate_series(0, 4999) i`;
+}

@@ -1,0 +1,321 @@
+import { describe, expect, test } from 'vitest';
+import type { Hour } from '../src/time/hour.ts';
+import { type Hourhand, h, holdUser, startHourhand, until } from './support/hourhand.ts';
+
+const hour = h('2026-08-20T13');
+
+test('an hour is rolled up per user, and closed', async () => {
+  await using hourhand = await startHourhand();
+  await hourhand.record(
+    { user: 'ada', at: '2026-08-20T13:00:00Z', tokens: 10, output: 5, credits: '0.10000000', duration: '1.5' },
+    {
+      user: 'ada',
+      at: '2026-08-20T13:59:59.999999Z',
+      tokens: 1,
+      credits: '0.20000001',
+      status: 'failed',
+      type: 'embedding',
+    },
+    { user: 'bob', at: '2026-08-20T13:30:00Z', tokens: 7, status: 'processing' },
+    { user: 'bob', at: '2026-08-20T14:00:00Z', tokens: 1_000 },
+    { user: 'bob', at: '2026-08-20T12:59:59.999Z', tokens: 1_000 },
+  );
+  await hourhand.work();
+  await hourhand.backfill(hour);
+  await until(
+    () => hourhand.state(hour),
+    (state) => state === 'closed',
+  );
+
+  expect(await hourhand.stat('ada', hour)).toMatchObject({
+    totalUsage: '16',
+    inputTokens: '11',
+    outputTokens: '5',
+    totalCredits: '0.30000001',
+    totalCalls: '2',
+    successCalls: '1',
+    failedCalls: '1',
+    processingCalls: '0',
+    totalDuration: '1.500000',
+    imageGenerations: '0',
+  });
+  expect(JSON.parse((await hourhand.stat('ada', hour))?.byType ?? '')).toEqual({
+    chatCompletion: { totalUsage: 15, totalCredits: '0.10000000', totalCalls: 1, successCalls: 1 },
+    embedding: { totalUsage: 1, totalCredits: '0.20000001', totalCalls: 1, successCalls: 0 },
+  });
+  expect(await hourhand.stat('bob', hour)).toMatchObject({ totalUsage: '7', processingCalls: '1' });
+  expect(await hourhand.hour(hour)).toMatchObject({ run: 1, wanted: 1, users: 2, calls: 3n, error: null });
+});
+
+test('images are counted by what the call says, else one for each that succeeded', async () => {
+  await using hourhand = await startHourhand();
+  const image = { user: 'ada', at: '2026-08-20T13:10:00Z', type: 'imageGeneration' };
+  await hourhand.record(
+    { ...image, metrics: { numberOfImages: 4 } },
+    { ...image },
+    { ...image, status: 'failed' },
+    { ...image, metrics: { numberOfImages: 'many' } },
+    { ...image, type: 'chatCompletion', metrics: { numberOfImages: 9 } },
+  );
+  await rolledUp(hourhand, hour);
+  expect((await hourhand.stat('ada', hour))?.imageGenerations).toBe('6');
+});
+
+test('sums are exact where floats are not', async () => {
+  await using hourhand = await startHourhand();
+  const calls = Array.from({ length: 1_000 }, () => ({
+    user: 'ada',
+    at: '2026-08-20T13:10:00Z',
+    tokens: 9_007_199_254_740_993n,
+    credits: '123456789.00000001',
+  }));
+  await hourhand.record(...calls);
+  await rolledUp(hourhand, hour);
+  expect(await hourhand.stat('ada', hour)).toMatchObject({
+    totalUsage: '9007199254740993000',
+    totalCredits: '123456789000.00001000',
+  });
+});
+
+test('rolling an hour up again leaves its rows as they are, and rewrites those that differ', async () => {
+  await using hourhand = await startHourhand();
+  await hourhand.record(
+    { user: 'ada', at: '2026-08-20T13:10:00Z' },
+    { user: 'bob', at: '2026-08-20T13:10:00Z' },
+    { user: 'cyd', at: '2026-08-20T13:10:00Z' },
+  );
+  await rolledUp(hourhand, hour);
+  await hourhand.pool
+    .$executeRaw`update "ModelCallStat" set "totalCalls" = 7, "byType" = '{}' where "userDid" = 'bob'`;
+  await hourhand.pool.$executeRaw`delete from "ModelCall" where "userDid" = 'cyd'`;
+  await hourhand.backfill(hour);
+  await until(
+    () => hourhand.hour(hour),
+    (row) => row?.run === 2 && row.state === 'closed',
+  );
+
+  expect(await hourhand.wrong()).toEqual([]);
+  expect((await hourhand.stat('ada', hour))?.run).toBe('1');
+  expect((await hourhand.stat('bob', hour))?.run).toBe('2');
+  expect(await hourhand.stat('cyd', hour)).toBeUndefined();
+  expect(await hourhand.hour(hour)).toMatchObject({ users: 2, calls: 2n });
+});
+
+test.each([
+  ['a child for each user', { FANOUT_MAX_USER_JOBS: '200' }, 100],
+  ['ranges of buckets', { FANOUT_MAX_USER_JOBS: '64' }, 2],
+  ['ranges of buckets even for two users', { FANOUT_MAX_USER_JOBS: '1' }, 2],
+])('a hundred users are rolled up in %s', async (_, env, children) => {
+  await using hourhand = await startHourhand(env);
+  await hourhand.record(...crowd(100));
+  await rolledUp(hourhand, hour);
+  expect(await hourhand.wrong()).toEqual([]);
+  expect(await hourhand.queues.users.getJobCountByTypes('completed')).toBe(children);
+  const names = (await hourhand.queues.users.getJobs(['completed'])).map((job) => job.name);
+  expect(names).toContain(children === 100 ? 'user user-7 2026-08-20T13' : 'buckets 0–31 2026-08-20T13');
+});
+
+test('an hour stays open until its last user is done', async () => {
+  await using hourhand = await startHourhand();
+  await hourhand.record({ user: 'ada', at: '2026-08-20T13:10:00Z' }, { user: 'bob', at: '2026-08-20T13:20:00Z' });
+  await using held = await holdUser(hourhand, 'bob');
+  await hourhand.work();
+  await hourhand.backfill(hour);
+  await until(
+    () => hourhand.stat('ada', hour),
+    (stat) => stat !== undefined,
+  );
+  await until(
+    () => hourhand.queues.users.getJobCountByTypes('completed'),
+    (count) => count === 1,
+  );
+  expect(await hourhand.state(hour)).toBe('running');
+  await held.release();
+  await until(
+    () => hourhand.state(hour),
+    (state) => state === 'closed',
+  );
+  expect(await hourhand.wrong()).toEqual([]);
+});
+
+describe('a user whose figures cannot be stored', () => {
+  const overflowing = [1, 2].map(() => ({ user: 'eve', at: '2026-08-20T13:30:00Z', credits: '999999999999' }));
+
+  test.each([
+    ['alone', { FANOUT_MAX_USER_JOBS: '64' }],
+    ['inside a shard', { FANOUT_MAX_USER_JOBS: '1' }],
+  ])(
+    '%s leaves the hour partial and named, all others stored; mended and retried by hand, it closes',
+    async (_, env) => {
+      await using hourhand = await startHourhand({ ...env, PARTIAL_BACKOFF_MAX_SECONDS: '3600' });
+      await hourhand.record(...crowd(30), ...overflowing);
+      await hourhand.work();
+      await hourhand.backfill(hour);
+      const partial = await until(
+        () => hourhand.hour(hour),
+        (row) => row?.state === 'partial',
+      );
+      expect(partial?.error).toBe('eve: numeric field overflow (22003)');
+      expect(partial?.attempts).toBe(1);
+      expect(await hourhand.wrong()).toEqual(['eve 2026-08-20 13:00:00+00']);
+
+      const [parent] = await until(
+        () => hourhand.queues.hours.getJobs(['failed']),
+        (jobs) => jobs.length === 1,
+      );
+      expect(parent?.failedReason).toContain('hour 2026-08-20T13 is partial: eve:');
+      await hourhand.pool.$executeRaw`update "ModelCall" set credits = 1 where "userDid" = 'eve'`;
+      const [child] = await hourhand.queues.users.getJobs(['failed']);
+      await child?.retry('failed');
+      await until(
+        () => hourhand.state(hour),
+        (state) => state === 'closed',
+      );
+      expect(await hourhand.wrong()).toEqual([]);
+      expect((await hourhand.hour(hour))?.run).toBe(1);
+    },
+  );
+
+  test('is owed again after its back-off, and closes by itself once mended', async () => {
+    await using hourhand = await startHourhand({ PARTIAL_BACKOFF_MAX_SECONDS: '1' });
+    await hourhand.record({ user: 'ada', at: '2026-08-20T13:10:00Z' }, ...overflowing);
+    await hourhand.work();
+    await hourhand.backfill(hour);
+    await until(
+      () => hourhand.state(hour),
+      (state) => state === 'partial',
+    );
+    await hourhand.pool.$executeRaw`update "ModelCall" set credits = 1 where "userDid" = 'eve'`;
+    await until(
+      async () => {
+        await hourhand.tick();
+        return hourhand.state(hour);
+      },
+      (state) => state === 'closed',
+    );
+    expect(await hourhand.hour(hour)).toMatchObject({ run: 2, attempts: 0, error: null });
+    expect(await hourhand.wrong()).toEqual([]);
+  });
+
+  test('keeps the row that was stored before', async () => {
+    await using hourhand = await startHourhand();
+    await hourhand.record(
+      { user: 'eve', at: '2026-08-20T13:10:00Z', credits: '5' },
+      { user: 'ada', at: '2026-08-20T13:10:00Z' },
+    );
+    await rolledUp(hourhand, hour);
+    await hourhand.record(...overflowing, { user: 'ada', at: '2026-08-20T13:10:00Z' });
+    await hourhand.backfill(hour);
+    await until(
+      () => hourhand.state(hour),
+      (state) => state === 'partial',
+    );
+    expect((await hourhand.stat('eve', hour))?.totalCredits).toBe('5.00000000');
+    expect((await hourhand.stat('ada', hour))?.totalCalls).toBe('2');
+  });
+
+  test('is retried by hand through its hour, as a new run, without waiting for the back-off', async () => {
+    await using hourhand = await startHourhand();
+    await hourhand.record(...overflowing);
+    await hourhand.work();
+    await hourhand.backfill(hour);
+    const [parent] = await until(
+      () => hourhand.queues.hours.getJobs(['failed']),
+      (jobs) => jobs.length === 1,
+    );
+    await hourhand.tick();
+    expect((await hourhand.hour(hour))?.run).toBe(1);
+    await hourhand.pool.$executeRaw`update "ModelCall" set credits = 1`;
+    await parent?.retry('failed');
+    await until(
+      () => hourhand.state(hour),
+      (state) => state === 'closed',
+    );
+    expect((await hourhand.hour(hour))?.run).toBe(2);
+  });
+
+  test('is logged once for each job that failed, with its name, hour, attempt and error', async () => {
+    await using hourhand = await startHourhand();
+    await hourhand.record(...overflowing);
+    await hourhand.work();
+    await hourhand.backfill(hour);
+    await until(
+      async () => hourhand.logged.filter((line) => line.msg === 'job failed'),
+      (lines) => lines.length >= 2,
+    );
+    expect(hourhand.logged.filter((line) => line.msg === 'job failed')).toMatchObject([
+      {
+        job: 'user eve 2026-08-20T13',
+        hour,
+        attempt: 1,
+        final: true,
+        reason: expect.stringContaining('numeric field overflow'),
+      },
+      {
+        job: 'hour 2026-08-20T13',
+        hour,
+        attempt: 1,
+        final: true,
+        reason: expect.stringContaining('is partial: eve'),
+      },
+    ]);
+  });
+});
+
+test('a child that is deleted leaves the hour partial, never closed without its rows', async () => {
+  await using hourhand = await startHourhand();
+  await hourhand.record({ user: 'ada', at: '2026-08-20T13:10:00Z' }, { user: 'bob', at: '2026-08-20T13:20:00Z' });
+  await hourhand.queues.users.pause();
+  await hourhand.work();
+  await hourhand.backfill(hour);
+  const waiting = await until(
+    () => hourhand.queues.users.getJobs(['waiting', 'prioritized']),
+    (jobs) => jobs.length === 2,
+  );
+  await waiting[0]?.remove();
+  await hourhand.queues.users.resume();
+  const partial = await until(
+    () => hourhand.hour(hour),
+    (row) => row?.state === 'partial',
+  );
+  expect(partial?.error).toMatch(/^(ada|bob): not done$/);
+});
+
+test('hours taken out of the middle of the ledger are owed, and rolled up again by the next tick', async () => {
+  await using hourhand = await startHourhand();
+  const hours = ['10', '11', '12', '13'].map((hh) => h(`2026-08-20T${hh}`));
+  await hourhand.record(...hours.map((hh) => ({ user: 'ada', at: `${hh}:10:00Z` })));
+  await hourhand.work();
+  await hourhand.backfill(h('2026-08-20T10'), h('2026-08-20T13'));
+  await until(
+    () => Promise.all(hours.map(hourhand.state)),
+    (states) => states.every((state) => state === 'closed'),
+  );
+
+  await hourhand.pool.$executeRaw`delete from "StatHour" where hour in ('2026-08-20T11:00Z', '2026-08-20T12:00Z')`;
+  await hourhand.pool.$executeRaw`delete from "ModelCallStat" where "timestamp" = '2026-08-20T12:00Z'`;
+  await hourhand.tick();
+  await until(
+    () => Promise.all(hours.map(hourhand.state)),
+    (states) => states.every((state) => state === 'closed'),
+  );
+  expect(await hourhand.wrong()).toEqual([]);
+  expect((await hourhand.hour(h('2026-08-20T10')))?.run).toBe(1);
+});
+
+async function rolledUp(hourhand: Hourhand, which: Hour): Promise<void> {
+  await hourhand.work();
+  await hourhand.backfill(which);
+  await until(
+    () => hourhand.state(which),
+    (state) => state === 'closed',
+  );
+}
+
+function crowd(users: number) {
+  return Array.from({ length: users }, (_, i) => ({
+    user: `user-${i}`,
+    at: `2026-08-20T13:${String(i % 60).padStart(2, '0')}:00Z`,
+    tokens: i,
+  }));
+}

@@ -1,0 +1,36 @@
+// A database of one's own, with the schema in it, gone afterwards.
+
+import { randomBytes } from 'node:crypto';
+import pg from 'pg';
+import { migrations } from '../../src/config.ts';
+import { migrate } from '../../src/store/migrate.ts';
+
+export interface TestDatabase extends AsyncDisposable {
+  readonly url: string;
+}
+
+/** The server under test: `npm test` starts it and says where it is. */
+export function serverUrl(name: 'TEST_DATABASE_URL' | 'TEST_REDIS_URL'): string {
+  const url = process.env[name];
+  if (!url) throw new Error(`${name} is not set: run the tests with npm test`);
+  return url;
+}
+
+export async function createDatabase({ migrated = true } = {}): Promise<TestDatabase> {
+  const name = `test_${randomBytes(6).toString('hex')}`;
+  await asAdmin(`create database ${name}`);
+  const url = new URL(serverUrl('TEST_DATABASE_URL'));
+  url.pathname = `/${name}`;
+  if (migrated) await migrate(url.href, migrations);
+  return { url: url.href, [Symbol.asyncDispose]: () => asAdmin(`drop database ${name} with (force)`) };
+}
+
+async function asAdmin(sql: string): Promise<void> {
+  const client = new pg.Client({ connectionString: serverUrl('TEST_DATABASE_URL') });
+  await client.connect();
+  try {
+    await client.query(sql);
+  } finally {
+    await client.end();
+  }
+}

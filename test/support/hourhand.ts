@@ -1,0 +1,241 @@
+// An hourhand of one's own: a database, a Redis prefix, and the words that the tests speak in.
+
+import { type ChildProcess, spawn } from 'node:child_process';
+import { randomBytes, randomUUID } from 'node:crypto';
+import { once } from 'node:events';
+import path from 'node:path';
+import { setTimeout as sleep } from 'node:timers/promises';
+import pg from 'pg';
+import { type Config, home, readConfig } from '../../src/config.ts';
+import { type Connections, openConnections } from '../../src/connections.ts';
+import { createLogger } from '../../src/logger.ts';
+import { backfillHours, enqueueOwed } from '../../src/producers/hours.ts';
+import { Sql } from '../../src/store/db.ts';
+import { cover } from '../../src/store/ranges.ts';
+import { endOf, type Hour, ordinalOf, startOf } from '../../src/time/hour.ts';
+import { startWorker } from '../../src/worker.ts';
+import { createDatabase, serverUrl } from './database.ts';
+
+/** A call as a test tells it; the rest is made up. */
+export interface TestCall {
+  user: string;
+  at: string;
+  id?: string;
+  type?: string;
+  tokens?: number | bigint;
+  output?: number;
+  credits?: string;
+  status?: string;
+  duration?: string;
+  metrics?: object;
+}
+
+export interface Ran {
+  code: number | null;
+  stdout: string;
+  stderr: string;
+}
+
+export type Hourhand = Awaited<ReturnType<typeof startHourhand>>;
+
+/** Everything is given by the environment, as to a process: `env` adds to it. */
+export async function startHourhand(env: Record<string, string> = {}) {
+  const database = await createDatabase();
+  const prefix = `{test-${randomBytes(6).toString('hex')}}`;
+  const environment = {
+    LOG_LEVEL: 'silent',
+    MODEL_CALL_STATS_CRON_TIME: 'off',
+    ...env,
+    DATABASE_URL: database.url,
+    REDIS_URL: serverUrl('TEST_REDIS_URL'),
+    REDIS_PREFIX: prefix,
+    PORT: '0',
+  };
+  const config: Config = readConfig(environment);
+  const logged: Record<string, unknown>[] = [];
+  const log = createLogger('info', { write: (line: string) => void logged.push(JSON.parse(line)) });
+  const connections: Connections = await openConnections(config, log);
+  const { pool, queues, redis } = connections;
+  const workers: { stop(): Promise<void> }[] = [];
+  const children = new Set<ChildProcess>();
+
+  const hourhand = {
+    ...connections,
+    environment,
+    prefix,
+    logged,
+
+    /** Calls as a gateway writes them. */
+    async record(...calls: TestCall[]): Promise<void> {
+      for (let i = 0; i < calls.length; i += 1_000) {
+        const rows = calls.slice(i, i + 1_000).map((call) => {
+          const input = BigInt(call.tokens ?? 10);
+          const output = BigInt(call.output ?? 0);
+          return Sql.sql`(${call.id ?? randomUUID()}, ${call.user}, 'openai', 'gpt', ${call.type ?? 'chatCompletion'}::"ModelCallType",
+            ${input + output}, ${input}, ${output}, ${call.credits ?? '0.00000001'}::numeric, ${call.status ?? 'success'}::"ModelCallStatus",
+            ${call.duration ?? null}::numeric, ${call.metrics ? JSON.stringify(call.metrics) : null}::jsonb, ${new Date(call.at)}::timestamptz)`;
+        });
+        await pool.$executeRaw`
+          insert into "ModelCall" (id, "userDid", "providerId", model, type, "totalUsage", "inputTokens", "outputTokens", credits,
+                                   status, duration, "usageMetrics", "callTime")
+          values ${Sql.join(rows)}`;
+      }
+    },
+
+    /** Have these hours rolled up some day: inside a covered range. */
+    async cover(from: Hour, to: Hour): Promise<void> {
+      await pool.$transaction((db) => cover(db, { start: startOf(from), end: endOf(to) }));
+    },
+
+    /** A worker in this process. */
+    async work(): Promise<{ stop(): Promise<void> }> {
+      const worker = await startWorker(connections);
+      workers.push(worker);
+      return worker;
+    },
+
+    tick: (now?: Date) => enqueueOwed({ pool, queues, policy: connections.policy }, now),
+
+    backfill: (from: Hour, to: Hour = from) =>
+      backfillHours(
+        { pool, queues, policy: connections.policy },
+        { start: startOf(from), end: endOf(to) },
+        { only: 'all', reason: 'backfill', requestedBy: 'test' },
+      ),
+
+    /** A real process of the built command line. */
+    spawn(...args: string[]): ChildProcess {
+      const child = spawn(process.execPath, [path.join(home, 'dist', 'cli.js'), ...args], {
+        cwd: home,
+        env: { PATH: process.env.PATH, HOME: process.env.HOME, ...environment },
+        stdio: ['pipe', 'pipe', 'pipe'],
+      });
+      children.add(child);
+      child.once('exit', () => children.delete(child));
+      return child;
+    },
+
+    async run(args: string[], input?: string | Buffer): Promise<Ran> {
+      const child = hourhand.spawn(...args);
+      let [stdout, stderr] = ['', ''];
+      child.stdout?.on('data', (chunk) => {
+        stdout += chunk;
+      });
+      child.stderr?.on('data', (chunk) => {
+        stderr += chunk;
+      });
+      child.stdin?.on('error', () => {}); // it may exit without reading
+      child.stdin?.end(input);
+      const [code] = await once(child, 'close');
+      return { code, stdout, stderr };
+    },
+
+    /** The ledger's row. */
+    async hour(hour: Hour) {
+      const [row] = await pool.$queryRaw<
+        {
+          state: string;
+          run: number;
+          wanted: number;
+          users: number;
+          calls: bigint;
+          attempts: number;
+          error: string | null;
+          nextAttemptAt: Date | null;
+        }[]
+      >`select state::text, run, wanted, users, calls, attempts, error, "nextAttemptAt" from "StatHour" where hour = ${startOf(hour)}::timestamptz`;
+      return row;
+    },
+
+    state: async (hour: Hour) => (await hourhand.hour(hour))?.state,
+
+    /** A user's stored figures, as text. */
+    async stat(user: string, hour: Hour) {
+      const [row] = await pool.$queryRaw<Record<string, string>[]>`
+        select "totalUsage"::text, "inputTokens"::text, "outputTokens"::text, "imageGenerations"::text, "totalCredits"::text,
+               "totalCalls"::text, "successCalls"::text, "failedCalls"::text, "processingCalls"::text, "totalDuration"::text,
+               "byType"::text, run::text
+          from "ModelCallStat" where "timeType" = 'hour' and "userDid" = ${user} and "timestamp" = ${startOf(hour)}::timestamptz`;
+      return row;
+    },
+
+    /** The user-hours in which what is stored is not what the calls add up to, by an SQL of the tests' own. */
+    async wrong(): Promise<string[]> {
+      const rows = await pool.$queryRaw<{ who: string }[]>`
+        select coalesce(c.u, s."userDid") || ' ' || coalesce(c.h, s."timestamp")::text as who
+          from (select "userDid" u, to_timestamp(floor(extract(epoch from "callTime") / 3600) * 3600) h, count(*) n, sum(credits) c,
+                       sum("totalUsage") t, count(*) filter (where status = 'success') ok
+                  from "ModelCall" group by 1, 2) c
+               full join (select * from "ModelCallStat" where "timeType" = 'hour' and "totalCalls" > 0) s
+                      on s."userDid" = c.u and s."timestamp" = c.h
+         where (c.n, c.c, c.t, c.ok) is distinct from (s."totalCalls"::bigint, s."totalCredits", s."totalUsage"::numeric, s."successCalls"::bigint)
+         order by 1`;
+      return rows.map((row) => row.who);
+    },
+
+    async [Symbol.asyncDispose](): Promise<void> {
+      for (const child of children) child.kill('SIGKILL');
+      await Promise.all(workers.map((worker) => worker.stop()));
+      for (let cursor = '0'; ; ) {
+        const [next, keys] = await redis.scan(cursor, 'MATCH', `${prefix}:*`, 'COUNT', 1_000);
+        if (keys.length > 0) await redis.unlink(...keys);
+        cursor = next;
+        if (cursor === '0') break;
+      }
+      await connections.close();
+      await database[Symbol.asyncDispose]();
+    },
+  };
+  return hourhand;
+}
+
+/** Wait for a state, never for a duration: look until it holds, or say what was last seen. */
+export async function until<T>(look: () => Promise<T>, holds: (seen: T) => boolean, ms = 45_000): Promise<T> {
+  const deadline = Date.now() + ms;
+  for (;;) {
+    const seen = await look();
+    if (holds(seen)) return seen;
+    if (Date.now() > deadline)
+      throw new Error(`still ${JSON.stringify(seen, (_, v) => (typeof v === 'bigint' ? `${v}` : v))}`);
+    await sleep(20);
+  }
+}
+
+export const h = (text: string) => text as Hour;
+
+/** Keep whoever rolls up this user waiting, as a straggler would, until released: a lock on the user's bucket from outside. */
+export async function holdUser({ environment }: Hourhand, user: string, hour = h('2026-08-20T13')) {
+  const client = new pg.Client({ connectionString: environment.DATABASE_URL });
+  client.on('error', () => {}); // its database may be dropped under it
+  await client.connect();
+  await client.query('select pg_advisory_lock($1, hashtext($2) & 63)', [ordinalOf(hour), user]);
+  const release = () => client.end();
+  return { release, [Symbol.asyncDispose]: release };
+}
+
+/**
+ * The next `times` writes of this user's row take `seconds`, after its figures were read: a straggler. Short delays hide
+ * what goes wrong without locks; these hold until everybody else is done.
+ */
+export async function straggle({ pool }: Hourhand, user: string, seconds: number, times = 1): Promise<void> {
+  await pool.$executeRaw`create table if not exists straggler (id serial, "userDid" text, seconds int)`;
+  await pool.$executeRawUnsafe(`
+    create or replace function straggle() returns trigger language plpgsql as $$
+    declare wait int;
+    begin
+      delete from straggler where id = (select id from straggler where "userDid" = new."userDid" limit 1 for update skip locked)
+        returning seconds into wait;
+      if wait is not null then perform pg_sleep(wait); end if;
+      return new;
+    end $$`);
+  await pool.$executeRaw`
+    create or replace trigger straggle before insert or update on "ModelCallStat" for each row execute function straggle()`;
+  await pool.$executeRaw`insert into straggler ("userDid", seconds) select ${user}, ${seconds}::int from generate_series(1, ${times}::int)`;
+}
+
+/** How many stragglers are on their way: their figures are read, their rows not yet written. */
+export async function straggling({ pool }: Hourhand): Promise<number> {
+  const [row] = await pool.$queryRaw<[{ n: number }]>`
+    select count(*)::int as n from pg_stat_activity where datname = current_database() and wait_event = 'PgSleep'`;
+  return row.n;
+}
