@@ -11,7 +11,8 @@ import { backfillHours } from './producers/hours.ts';
 import { holdsSample, loadSample, type Sample } from './sample.ts';
 import { startOfRunningHour } from './store/ledger.ts';
 import { migrate } from './store/migrate.ts';
-import { hourLines, settledHours } from './store/progress.ts';
+import { hourLines, ledgerStatus, settledHours } from './store/progress.ts';
+import { hourOf } from './time/hour.ts';
 import { type Range, spell } from './time/range.ts';
 import { startWorker } from './worker.ts';
 
@@ -52,6 +53,8 @@ export async function runUp(config: Config, sample?: string): Promise<number> {
       throw error;
     });
     if (loaded) await rollUpSample(connections, loaded);
+    const { watermark, owed } = await ledgerStatus(connections.pool, 0);
+    if (watermark) say(`everything before ${hourOf(watermark)} is closed; ${owed} hours are owed`);
     say(`dashboard: ${dashboard.url}   (Ctrl-C stops)`);
     return [worker, { stop: dashboard.close }];
   });
@@ -81,11 +84,13 @@ async function rollUpSample(connections: Connections, { range }: { range: Range 
   }
 }
 
-/** Start the parts, stay until SIGINT or SIGTERM, stop them in reverse order, and exit 0. */
+/** Start the parts, stay until SIGINT, SIGTERM or the end of our parent, stop them in reverse order, and exit 0. */
 async function untilSignal(config: Config, start: (connections: Connections) => Promise<Part[]>): Promise<number> {
   const log = createLogger(config.LOG_LEVEL);
   const asked = new Promise<string>((resolve) => {
     for (const signal of ['SIGINT', 'SIGTERM'] as const) process.on(signal, () => resolve(signal));
+    // Whoever started us with a channel, as npm start does, is gone: nobody else would stop us.
+    process.once('disconnect', () => resolve('disconnect'));
   });
   const connections = await openConnections(config, log);
   try {

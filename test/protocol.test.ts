@@ -88,7 +88,7 @@ test('a run that was superseded closes nothing, and its late child helps the cur
 
   const late = await rollUpScope(pool, whole, never);
   expect(late.run).toBe(2);
-  expect(await closeHour(pool, hour, late.run, 'child', policy)).toEqual({ outcome: 'closed', already: false });
+  expect(await closeHour(pool, hour, late.run, 'child', policy)).toMatchObject({ outcome: 'closed', already: false });
   expect(await shardsOf(pool, hour, 1)).toEqual([]);
 });
 
@@ -163,7 +163,7 @@ test('nothing is allotted that is not owed: not ended, not covered, closed, seal
   expect(await owedHours(pool, 10, now)).toEqual([]);
   expect(await owedHours(pool, 10)).toEqual([{ hour, backfilled: false }]);
   expect(await allotRun(pool, hour, policy)).toMatchObject({ run: 1 });
-  expect(await closeHour(pool, hour, 1, 'parent', policy)).toEqual({ outcome: 'closed', already: false });
+  expect(await closeHour(pool, hour, 1, 'parent', policy)).toMatchObject({ outcome: 'closed', already: false });
   expect(await allotRun(pool, hour, policy)).toBeUndefined();
   expect(await owedHours(pool, 10)).toEqual([]);
 

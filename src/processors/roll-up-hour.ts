@@ -12,7 +12,8 @@ import {
   rollUpUsers,
 } from '../queues/stats.ts';
 import type { Pool } from '../store/db.ts';
-import { allotRun, type ClosePolicy, type CutPolicy, closeHour, shardsOf } from '../store/ledger.ts';
+import { allotRun, type ClosePolicy, type CutPolicy, shardsOf } from '../store/ledger.ts';
+import { closeHourAloud } from './close-hour.ts';
 import type { Context } from './context.ts';
 
 export interface HourDeps {
@@ -29,7 +30,7 @@ export interface HourDeps {
  */
 export function rollUpHourProcessor(deps: HourDeps) {
   return async (context: Context): Promise<unknown> => {
-    const { job, log, signal } = context;
+    const { job, signal } = context;
     let data = parseData(rollUpHour, job);
     const { hour } = data;
     for (;;) {
@@ -48,18 +49,14 @@ export function rollUpHourProcessor(deps: HourDeps) {
       }
       await waitForChildren(context, data);
 
-      const closing = await closeHour(deps.pool, hour, data.run, 'parent', deps.policy);
-      await job.log(`run ${data.run}: ${closing.outcome}`);
+      const closing = await closeHourAloud(context, deps, hour, data.run, 'parent');
       await job.updateProgress(100);
       if (closing.outcome === 'partial') {
         // Its retry, by hand, is a new run.
         await store(job, { ...data, step: 'allot', run: 0, again: true });
         throw new UnrecoverableError(`hour ${hour} is partial: ${closing.error}`);
       }
-      if (closing.outcome !== 'open') {
-        if (closing.outcome === 'closed' && !closing.already) log.info({ hour, run: data.run }, 'hour closed');
-        return { hour, run: data.run, outcome: closing.outcome };
-      }
+      if (closing.outcome !== 'open') return { hour, run: data.run, outcome: closing.outcome };
       data = await store(job, { ...data, step: 'allot', run: 0, again: true });
     }
   };

@@ -6,9 +6,10 @@ import { parseData } from '../queues/define-job.ts';
 import type { Queues } from '../queues/redis.ts';
 import { rollUpMarks } from '../queues/stats.ts';
 import type { Pool } from '../store/db.ts';
-import { type ClosePolicy, closeHour, failHour, recountHour, requestHours } from '../store/ledger.ts';
+import { type ClosePolicy, failHour, recountHour, requestHours } from '../store/ledger.ts';
 import { markedScopes } from '../store/marks.ts';
 import { endOf, startOf } from '../time/hour.ts';
+import { closeHourAloud } from './close-hour.ts';
 import type { Context } from './context.ts';
 import { nameFailed, rollUpScope, type ScopeResult } from './roll-up-scope.ts';
 
@@ -19,8 +20,10 @@ const MAX_USERS = 1_000;
  * Roll up the marked users of an hour, bucket by bucket, by a child's own steps, then derive the ledger's counts anew.
  * A user that cannot be stored leaves the hour partial and keeps the mark; both wait for the hour's back-off.
  */
-export function rollUpMarksProcessor({ pool, queues, policy }: { pool: Pool; queues: Queues; policy: ClosePolicy }) {
-  return async ({ job, signal, log }: Context) => {
+export function rollUpMarksProcessor(deps: { pool: Pool; queues: Queues; policy: ClosePolicy }) {
+  const { pool, queues, policy } = deps;
+  return async (context: Context) => {
+    const { job, signal, log } = context;
     const { hour } = parseData(rollUpMarks, job);
     const scopes = await markedScopes(pool, hour);
     const users = scopes.reduce((sum, scope) => sum + scope.users.length, 0);
@@ -47,8 +50,7 @@ export function rollUpMarksProcessor({ pool, queues, policy }: { pool: Pool; que
     }
     if (users > 0) log.info({ hour, users }, 'users rolled up again');
     // The mended user may have been the last that a partial hour waited for.
-    const closing = await closeHour(pool, hour, run, 'child', policy);
-    if (closing.outcome === 'closed' && !closing.already) log.info({ hour, run }, 'hour closed');
+    await closeHourAloud(context, deps, hour, run, 'child');
     return { hour, users };
   };
 }

@@ -4,8 +4,9 @@ import { UnrecoverableError } from 'bullmq';
 import { parseData } from '../queues/define-job.ts';
 import { rollUpUsers, type UsersData } from '../queues/stats.ts';
 import { type Pool, reasonOf } from '../store/db.ts';
-import { type ClosePolicy, closeHour, failShards } from '../store/ledger.ts';
+import { type ClosePolicy, failShards } from '../store/ledger.ts';
 import type { Scope } from '../store/scope.ts';
+import { closeHourAloud } from './close-hour.ts';
 import type { Context } from './context.ts';
 import { nameFailed, rollUpScope } from './roll-up-scope.ts';
 
@@ -15,8 +16,10 @@ import { nameFailed, rollUpScope } from './roll-up-scope.ts';
  * It may run twice, beside its own zombie, or days late: figures are derived under the buckets' locks, and what counts as
  * done is the shard of whichever run the ledger named in that same statement.
  */
-export function rollUpUsersProcessor({ pool, policy }: { pool: Pool; policy: ClosePolicy }) {
-  return async ({ job, signal, log }: Context) => {
+export function rollUpUsersProcessor(deps: { pool: Pool; policy: ClosePolicy }) {
+  const { pool } = deps;
+  return async (context: Context) => {
+    const { job, signal } = context;
     const data = parseData(rollUpUsers, job);
     const scope = scopeOf(data);
     const result = await rollUpScope(pool, scope, signal).catch(async (error: unknown) => {
@@ -35,9 +38,7 @@ export function rollUpUsersProcessor({ pool, policy }: { pool: Pool; policy: Clo
       throw new UnrecoverableError(`cannot be stored: ${error}`);
     }
     signal.throwIfAborted();
-    const closing = await closeHour(pool, data.hour, result.run, 'child', policy);
-    if (closing.outcome === 'closed' && !closing.already)
-      log.info({ hour: data.hour, run: result.run }, 'hour closed');
+    const closing = await closeHourAloud(context, deps, data.hour, result.run, 'child');
     return { run: result.run, users: result.users, calls: Number(result.calls), hour: closing.outcome };
   };
 }

@@ -219,11 +219,11 @@ export interface ClosePolicy {
 }
 
 /**
- * What closing came to. `already`: somebody else closed this run. `superseded`: another run is current, nothing was changed. `open`: all done, but wanted again.
- * `unfinished`: a child asked, and others are not done yet; nothing was changed.
+ * What closing came to. `already`: somebody else closed this run. `superseded`: another run is current, nothing was
+ * changed. `open`: all done, but wanted again. `unfinished`: a child asked, and others are not done yet; nothing was changed.
  */
 export type Closing =
-  | { outcome: 'closed'; already: boolean }
+  | { outcome: 'closed'; already: boolean; users: number; calls: bigint }
   | { outcome: 'open' | 'superseded' | 'unfinished' }
   | { outcome: 'partial'; error: string; nextAttemptAt: Date };
 
@@ -246,10 +246,13 @@ export async function closeHour(
 ): Promise<Closing> {
   return pool.$transaction(async (db): Promise<Closing> => {
     const start = startOf(hour);
-    const [ledger] = await db.$queryRaw<{ run: number; wanted: number; state: string; attempts: number }[]>`
-      select run, wanted, state::text, attempts from "StatHour" where hour = ${start}::timestamptz for update`;
+    const [ledger] = await db.$queryRaw<
+      { run: number; wanted: number; state: string; users: number; calls: bigint }[]
+    >`
+      select run, wanted, state::text, users, calls from "StatHour" where hour = ${start}::timestamptz for update`;
     if (ledger?.run !== run) return { outcome: 'superseded' };
-    if (ledger.state === 'closed') return { outcome: 'closed', already: true };
+    const { users, calls } = ledger;
+    if (ledger.state === 'closed') return { outcome: 'closed', already: true, users, calls };
     if (ledger.state === 'open') return { outcome: 'open' };
 
     const undone = await db.$queryRaw<(Omit<Shard, 'hour'> & { error: string | null })[]>`
@@ -263,11 +266,12 @@ export async function closeHour(
     if (policy.storeZeroRows) await storeZeroRows(db, hour, policy.windowDays);
     await db.$executeRaw`delete from "StatShard" where hour = ${start}::timestamptz`;
     const outcome = ledger.wanted > run ? 'open' : 'closed';
-    await db.$executeRaw`
+    const [counted] = await db.$queryRaw<[{ users: number; calls: bigint }]>`
       update "StatHour" set state = ${outcome}::"HourState", attempts = 0, "nextAttemptAt" = null, error = null,
              "closedAt" = ${instant(now)}, (users, calls) = (${countOf(hour)})
-       where hour = ${start}::timestamptz`;
-    return outcome === 'closed' ? { outcome, already: false } : { outcome };
+       where hour = ${start}::timestamptz
+      returning users, calls`;
+    return outcome === 'closed' ? { outcome, already: false, ...counted } : { outcome };
   });
 }
 
