@@ -1,5 +1,6 @@
 // What may a field of an imported call say?
 
+import { ModelCallStatus, ModelCallType } from './generated/prisma/enums.ts';
 import type { CallColumn } from './store/import.ts';
 
 export interface CallField {
@@ -10,15 +11,12 @@ export interface CallField {
 
 /** In COPY's text format. */
 const NULL = '\\N';
-const MAX_BIGINT = '9223372036854775807';
-/** Longer ones do not fit into the indexes that they are keys of. */
-const KEY_LIMIT = 512;
+const MAX_BIGINT = 9_223_372_036_854_775_807n;
 
-const types = ['chatCompletion', 'embedding', 'imageGeneration', 'audioGeneration', 'video', 'custom'];
-const states = ['processing', 'success', 'failed'];
-const utf8 = 'UTF-8 without NUL or U+FFFD';
-const key = { read: readKey, expected: `1 to ${KEY_LIMIT} characters of ${utf8}` };
-const tokens = { read: orNull(readInteger), expected: `an integer from 0 to ${MAX_BIGINT}, or nothing` };
+/** Longer ones do not fit into the indexes that they are keys of. */
+const key = textOf(1, 512);
+const text = textOf(0, 65_536);
+const tokens = orNothing({ read: readInteger, expected: `an integer from 0 to ${MAX_BIGINT}` });
 
 export const idField: CallField = key;
 
@@ -29,25 +27,26 @@ export const callFields: Readonly<Record<CallColumn, CallField>> = {
     expected: 'an ISO-8601 instant from 1970 to 9999 such as 2024-08-13T14:40:43.000Z',
   },
   user_did: key,
-  app_did: { read: orNull(readText), expected: `${utf8}, or nothing` },
-  provider: { read: (value) => readText(value || 'unknown'), expected: utf8 },
-  model: { read: (value) => readText(value || 'unknown'), expected: utf8 },
-  type: oneOf(types),
+  app_did: orNothing(text),
+  provider: { ...text, read: (value) => text.read(value || 'unknown') },
+  model: { ...text, read: (value) => text.read(value || 'unknown') },
+  type: oneOf(Object.keys(ModelCallType)),
   input_tokens: tokens,
   output_tokens: tokens,
   credits: {
-    read: (value) => readCredits(value || '0'),
+    read: (value) => readDecimal(value || '0', 20, 8, 'exact'),
     expected: 'a decimal from 0, below 10^12, of at most 8 decimal places',
   },
-  status: oneOf(states),
-  duration_s: { read: orNull(readSeconds), expected: 'a decimal number of seconds from 0, below 10^14, or nothing' },
+  status: oneOf(Object.keys(ModelCallStatus)),
+  duration_s: orNothing({
+    read: (value) => readDecimal(value, 20, 6, 'rounded'),
+    expected: 'a decimal number of seconds from 0, below 10^14',
+  }),
 };
 
 /** Whether two stored numbers of tokens, or NULLs, add up to one that can be stored. */
 export function sumFits(first: string, second: string): boolean {
-  if (first.length < MAX_BIGINT.length && second.length < MAX_BIGINT.length) return true;
-  if (first === NULL || second === NULL) return true;
-  return BigInt(first) + BigInt(second) <= BigInt(MAX_BIGINT);
+  return first === NULL || second === NULL || BigInt(first) + BigInt(second) <= MAX_BIGINT;
 }
 
 /** A value as a message shows it: cut short, and nothing in it that a terminal would obey. */
@@ -59,86 +58,54 @@ export function quoted(value: string): string {
   });
 }
 
-function orNull(read: CallField['read']): CallField['read'] {
-  return (value) => (value === '' ? NULL : read(value));
+function orNothing({ read, expected }: CallField): CallField {
+  return { read: (value) => (value === '' ? NULL : read(value)), expected: `${expected}, or nothing` };
 }
 
 function oneOf(values: string[]): CallField {
-  const known = new Set(values);
-  return { read: (value) => (known.has(value) ? value : undefined), expected: `one of ${values.join(', ')}` };
+  return { read: (value) => (values.includes(value) ? value : undefined), expected: `one of ${values.join(', ')}` };
 }
 
-const ORDINARY = /^[ -[\]-~]*$/;
 const ESCAPES: Record<string, string> = { '\\': '\\\\', '\t': '\\t', '\n': '\\n', '\r': '\\r' };
 
-function readText(value: string): string | undefined {
-  if (ORDINARY.test(value)) return value;
-  if (value.includes('\0') || value.includes('\uFFFD')) return undefined;
-  return value.replace(/[\\\t\n\r]/g, (character) => ESCAPES[character] ?? character);
-}
-
-function readKey(value: string): string | undefined {
-  return value === '' || value.length > KEY_LIMIT ? undefined : readText(value);
+function textOf(min: number, max: number): CallField {
+  const read = (value: string) => {
+    if (value.length < min || value.length > max || /[\0\uFFFD]/.test(value)) return undefined;
+    return value.replace(/[\\\t\n\r]/g, (character) => ESCAPES[character] ?? character);
+  };
+  return { read, expected: `${min} to ${max} characters of UTF-8 without NUL or U+FFFD` };
 }
 
 const INSTANT =
-  /^(\d{4})-(0[1-9]|1[0-2])-(0[1-9]|[12]\d|3[01])T([01]\d|2[0-3]):([0-5]\d)(?::([0-5]\d)(?:[.,](\d+))?)?(?:Z|([+-])([01]\d|2[0-3])(?::?([0-5]\d))?)?$/;
+  /^(\d{4}-\d\d-(\d\d))T((?:[01]\d|2[0-3]):[0-5]\d)(?::([0-5]\d)(?:[.,](\d+))?)?(?:Z|([+-](?:[01]\d|2[0-3]))(?::?([0-5]\d))?)?$/;
 const YEAR_10000 = Date.UTC(10_000, 0);
 
 /** To the microsecond, which a Date would lose; what is finer is cut, as rounding could move a call into the next hour. */
 function readInstant(value: string): string | undefined {
-  const match = INSTANT.exec(value);
-  if (!match) return undefined;
-  const [, year = '', month, day, hour, minute, second = '00', fraction = '', sign, hours, minutes = '0'] = match;
-  const micros = fraction.length === 6 ? fraction : fraction.slice(0, 6).padEnd(6, '0');
-  if (year < '1969') return undefined;
-  const plain = year > '1969' && Number(day) < 29 && !sign;
-  if (plain) return `${year}-${month}-${day}T${hour}:${minute}:${second}.${micros}Z`;
-  const wall = Date.UTC(Number(year), Number(month) - 1, Number(day), Number(hour), Number(minute), Number(second));
-  if (new Date(wall).getUTCDate() !== Number(day)) return undefined; // 30 February
-  const offset = sign ? (Number(hours) * 60 + Number(minutes)) * (sign === '-' ? -60_000 : 60_000) : 0;
-  const instant = wall - offset;
-  if (instant < 0 || instant >= YEAR_10000) return undefined;
-  return `${new Date(instant).toISOString().slice(0, 19)}.${micros}Z`;
+  const [, date, day = '', minute, second = '00', fraction = '', hours = '+00', minutes = '00'] =
+    INSTANT.exec(value) ?? [];
+  if (day > '28' && new Date(`${date}T00:00Z`).getUTCDate() !== Number(day)) return undefined; // 30 February
+  const instant = Date.parse(`${date}T${minute}:${second}${hours}:${minutes}`);
+  if (!(instant >= 0 && instant < YEAR_10000)) return undefined; // NaN where nothing matched
+  return `${new Date(instant).toISOString().slice(0, -4)}${fraction.slice(0, 6).padEnd(6, '0')}Z`;
 }
 
 function readInteger(value: string): string | undefined {
-  if (!/^\d+$/.test(value)) return undefined;
-  const digits = withoutZeros(value);
-  if (digits.length < MAX_BIGINT.length) return digits;
-  return digits.length === MAX_BIGINT.length && digits <= MAX_BIGINT ? digits : undefined;
+  const integer = /^\d+$/.test(value) ? BigInt(value) : undefined;
+  return integer !== undefined && integer <= MAX_BIGINT ? String(integer) : undefined;
 }
 
-/** Exact, digit by digit: money is never a floating-point number. */
-function readCredits(value: string): string | undefined {
-  const { whole, fraction } = readDecimal(value) ?? {};
-  if (whole === undefined || fraction === undefined) return undefined;
-  if (whole.length > 12 || /[^0]/.test(fraction.slice(8))) return undefined;
-  return `${whole}.${fraction.slice(0, 8).padEnd(8, '0')}`;
-}
-
-/** Rounded to microseconds. */
-function readSeconds(value: string): string | undefined {
-  const { whole, fraction } = readDecimal(value) ?? {};
-  if (whole === undefined || fraction === undefined || whole.length > 14) return undefined;
-  if (fraction.length <= 6) return `${whole}.${fraction.padEnd(6, '0')}`;
-  const micros = BigInt(whole + fraction.slice(0, 6)) + (fraction.charAt(6) < '5' ? 0n : 1n);
-  const digits = micros.toString().padStart(7, '0');
-  return digits.length > 20 ? undefined : `${digits.slice(0, -6)}.${digits.slice(-6)}`;
-}
-
-/** The digits before and after the point. Exponents are resolved: programs write 0E-8, 1.2E-7 and 1e-05 for small numbers. */
-function readDecimal(value: string): { whole: string; fraction: string } | undefined {
-  const match = /^(\d+)(?:\.(\d+))?(?:[eE]([+-]?\d{1,3}))?$/.exec(value);
-  if (!match) return undefined;
-  const [, whole = '', fraction = '', exponent] = match;
-  if (exponent === undefined) return { whole: withoutZeros(whole), fraction };
-  const point = whole.length + Number(exponent);
-  const digits = `${'0'.repeat(Math.max(1, 1 - point))}${whole}${fraction}`.padEnd(point + 1, '0');
-  const start = Math.max(1, point + 1);
-  return { whole: withoutZeros(digits.slice(0, start)), fraction: digits.slice(start) };
-}
-
-function withoutZeros(digits: string): string {
-  return digits.charAt(0) === '0' ? digits.replace(/^0+(?=\d)/, '') : digits;
+/**
+ * As a whole number of the last decimal place, in BigInt: money is never a floating-point number. Programs write 0E-8,
+ * 1.2E-7 and 1e-05 for small numbers.
+ */
+function readDecimal(value: string, digits: number, places: number, which: 'exact' | 'rounded'): string | undefined {
+  const [, whole, fraction = '', exponent = '0'] = /^(\d+)(?:\.(\d+))?(?:[eE]([+-]?\d{1,3}))?$/.exec(value) ?? [];
+  if (whole === undefined) return undefined;
+  const shift = Number(exponent) + places - fraction.length;
+  const written = BigInt(whole + fraction) * 10n ** BigInt(Math.max(0, shift));
+  const unit = 10n ** BigInt(Math.max(0, -shift));
+  if (which === 'exact' && written % unit !== 0n) return undefined;
+  const units = (written + unit / 2n) / unit;
+  return units < 10n ** BigInt(digits) ? `${units}E-${places}` : undefined;
 }

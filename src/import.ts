@@ -3,10 +3,9 @@
 import { hash } from 'node:crypto';
 import { pipeline as joined, Readable } from 'node:stream';
 import { pipeline } from 'node:stream/promises';
-import { StringDecoder } from 'node:string_decoder';
 import { createGunzip } from 'node:zlib';
+import { type CsvError, parse } from 'csv-parse';
 import { type CallField, callFields, idField, quoted, sumFits } from './call-fields.ts';
-import { CsvReader, type CsvRecord } from './csv.ts';
 import * as store from './store/import.ts';
 
 /** A line that cannot be a call. */
@@ -27,6 +26,8 @@ export interface ImportResult {
   /** Calls that were there already. */
   readonly repeated: number;
   readonly bad: number;
+  /** The last bad line is of such a form that nothing after it could be read. */
+  readonly unread: boolean;
   /** The earliest and the latest call of the lines that are not bad, to the millisecond. */
   readonly first?: Date;
   readonly last?: Date;
@@ -70,10 +71,7 @@ export async function importCalls(options: ImportOptions): Promise<ImportResult>
   input.on('error', () => {}); // It may fail before the pipeline listens, which then throws that error.
   try {
     const keep = ({ bad }: ImportResult) => bad === 0 || skipBad;
-    const result = await store.inImport(databaseUrl, signal, (transaction) => importFile(transaction, options), keep);
-    // The import stands whatever becomes of this: the server does the same by itself, later.
-    if (result.imported > MANY) await store.analyzeCalls(databaseUrl).catch(() => {});
-    return result;
+    return await store.inImport(databaseUrl, signal, (transaction) => importFile(transaction, options), keep);
   } finally {
     input.destroy();
   }
@@ -81,21 +79,27 @@ export async function importCalls(options: ImportOptions): Promise<ImportResult>
 
 /** From so many new calls on, the planner is told of them at once. */
 const MANY = 10_000;
-
 async function importFile(transaction: store.ImportTransaction, options: ImportOptions): Promise<ImportResult> {
   const { input, skipBad, signal, label } = options;
   const file = new CallFile(options);
   await pipeline(input, (bytes) => file.rows(bytes), store.stagingStream(transaction), { signal });
-  const { lines, bad: unreadable, hasIds } = file;
-  const nothing = (bad: number) => ({ lines, imported: 0, repeated: 0, bad, users: 0 });
+  const { lines, bad: unreadable, hasIds, unread } = file;
+  const nothing = (bad: number) => ({ lines, imported: 0, repeated: 0, bad, unread, users: 0 });
   // Only with ids of its own may there be more bad lines to name, and the insert finds them.
   if (unreadable > 0 && !skipBad && !hasIds) return nothing(unreadable);
 
   const imported = await store.insertStaged(transaction, hasIds ? 'own' : 'hash', label);
   const bad = unreadable + (hasIds ? await nameConflicts(transaction, options) : 0);
   if (bad > 0 && !skipBad) return nothing(bad);
-  const span = await store.spanOfStaged(transaction);
-  return { lines, imported, repeated: lines - bad - imported, bad, ...span };
+  if (imported > MANY) await store.analyzeCalls(transaction);
+  return {
+    lines,
+    imported,
+    repeated: lines - bad - imported,
+    bad,
+    unread,
+    ...(await store.spanOfStaged(transaction)),
+  };
 }
 
 async function nameConflicts(transaction: store.ImportTransaction, { onBad }: ImportOptions): Promise<number> {
@@ -109,61 +113,100 @@ async function nameConflicts(transaction: store.ImportTransaction, { onBad }: Im
   return count;
 }
 
+/** Bytes of a record, and its fields (the last takes what follows): so memory stays bounded. */
+const RECORD_LIMIT = 1_048_576;
+const FIELDS_LIMIT = 100;
+/** Characters that go to the database at a time, at least. */
+const BLOCK = 65_536;
+
+/** What is wrong with a record's form, by the parser's code for it. */
+const faults: Readonly<Record<string, string>> = {
+  CSV_INVALID_CLOSING_QUOTE: 'expected a comma after the closing quote',
+  CSV_MAX_RECORD_SIZE: `expected at most ${RECORD_LIMIT} bytes before a line break or a closing quote`,
+  CSV_QUOTE_NOT_CLOSED: 'expected a closing quote, got the end of the file',
+  INVALID_OPENING_QUOTE: 'expected quotes around the whole field, got one within it',
+};
+
 /** Reads one file's records, and counts them. */
 class CallFile {
   lines = 0;
   bad = 0;
+  unread = false;
+  hasIds = false;
   #bytesRead = 0;
-  #header: Header | undefined;
+  #line = 1;
+  #columns: readonly Column[] | undefined;
   readonly #options: ImportOptions;
 
   constructor(options: ImportOptions) {
     this.#options = options;
   }
 
-  get hasIds(): boolean {
-    return this.#header?.ids ?? false;
-  }
-
-  /** Rows for the staging table, a block of them for each piece of the input. */
+  /**
+   * Rows for the staging table, many at a time.
+   *
+   * Nothing is read after a record of the wrong form: where its quotes end cannot be told any more, and what a user may
+   * have written into a field must not become somebody's call.
+   */
   async *rows(input: AsyncIterable<Buffer>): AsyncGenerator<string> {
-    const decoder = new StringDecoder('utf8');
-    const reader = new CsvReader();
-    for await (const chunk of decompressed(this.#counted(input))) {
-      yield this.#block(reader.read(decoder.write(chunk)));
-      this.#options.onProgress?.(this.#bytesRead, this.lines);
+    let fault: CsvError | undefined;
+    const parser = parse({
+      bom: true,
+      record_delimiter: ['\r\n', '\n'],
+      relax_column_count: true,
+      max_record_size: RECORD_LIMIT,
+      ignore_last_delimiters: FIELDS_LIMIT,
+      skip_records_with_error: true,
+      on_skip: (error) => {
+        fault ??= error;
+        return undefined;
+      },
+      on_record: (fields) => (fault ? null : fields),
+    });
+    let block = '';
+    for await (const fields of joined(decompressed(this.#counted(input)), parser, () => {})) {
+      if (parser.options.encoding !== 'utf8') throw new ImportRefused(`${headerExpected}, got UTF-16`);
+      block += this.#row(fields) ?? '';
+      if (block.length < BLOCK) continue;
+      yield block;
+      block = '';
     }
-    yield this.#block(reader.read(decoder.end()));
-    yield this.#block(reader.end());
-    if (!this.#header) throw new ImportRefused(`${headerExpected}, got an empty file`);
+    yield block;
+    const why = fault && `${faults[fault.code] ?? fault.code}: nothing after this line was read`;
+    if (!this.#columns) throw new ImportRefused(`${headerExpected}, got ${why ?? 'an empty file'}`);
+    if (why) {
+      this.unread = true;
+      this.lines++;
+      this.#refuse(this.#line, this.#columns.find(({ at }) => at === fault?.column)?.name ?? 'fields', why);
+    }
+    this.#options.onProgress?.(this.#bytesRead, this.lines);
   }
 
   async *#counted(input: AsyncIterable<Buffer>): AsyncGenerator<Buffer> {
     for await (const chunk of input) {
       this.#bytesRead += chunk.length;
       yield chunk;
+      this.#options.onProgress?.(this.#bytesRead, this.lines);
     }
   }
 
-  #block(records: Iterable<CsvRecord>): string {
-    let block = '';
-    for (const record of records) {
-      if (this.#header) block += this.#row(record, this.#header) ?? '';
-      else this.#header = readHeader(record);
+  #row(fields: string[]): string | undefined {
+    const line = this.#line;
+    this.#line += fields.join().split('\n').length; // Line breaks within quotes begin lines too.
+    if (fields.length === 1 && fields[0]?.trim() === '') return;
+    if (!this.#columns) {
+      this.#columns = columnsOf(fields);
+      this.hasIds = fields.includes('id');
+      return;
     }
-    return block;
-  }
-
-  #row({ line, fields, fault }: CsvRecord, { names, columns, ids }: Header): string | undefined {
     this.lines++;
-    if (fault) return this.#refuse(line, names[fault.field], fault.reason);
-    const [expected, got] = [names.length, fields.length];
-    if (got !== expected) return this.#refuse(line, undefined, `expected ${expected}, got ${got}`);
+    const [expected, got] = [this.#columns.length, fields.length];
+    if (got !== expected) return this.#refuse(line, 'fields', `expected ${expected}, got ${got}`);
     const values: string[] = [];
-    for (const { name, at, field } of columns) {
+    for (const { name, at, read, expected } of this.#columns) {
       const found = fields[at] ?? '';
-      const value = field.read(found);
-      if (value === undefined) return this.#refuse(line, name, `expected ${field.expected}, got ${quoted(found)}`);
+      const value = read(found);
+      if (value === undefined) return this.#refuse(line, name, `expected ${expected}, got ${quoted(found)}`);
       values.push(value);
     }
     const [input = '', output = ''] = values.slice(INPUT_TOKENS);
@@ -171,53 +214,51 @@ class CallFile {
       return this.#refuse(line, 'output_tokens', `expected a 64-bit sum with input_tokens, got ${input} + ${output}`);
     }
     const row = values.join('\t');
-    return ids ? `${line}\t${row}\n` : `${line}\t${row}\t${hash('sha256', row).slice(0, 32)}\n`;
+    return this.hasIds ? `${line}\t${row}\n` : `${line}\t${row}\t${hash('sha256', row).slice(0, 32)}\n`;
   }
 
-  #refuse(line: number, field = 'fields', reason: string): undefined {
+  #refuse(line: number, field: string, reason: string): undefined {
     this.bad++;
     this.#options.onBad({ line, field, reason });
   }
 }
 
-interface Header {
-  readonly names: readonly string[];
-  /** In the order in which a row is staged: an id comes last. */
-  readonly columns: readonly { readonly name: string; readonly at: number; readonly field: CallField }[];
-  readonly ids: boolean;
+/** A field of a call, and where in a record it is. */
+interface Column extends CallField {
+  readonly name: string;
+  readonly at: number;
 }
 
 const required = Object.keys(callFields);
 const INPUT_TOKENS = required.indexOf('input_tokens');
 const headerExpected = `expected a header with the columns ${required.join(', ')}, and perhaps id`;
 
-/** @throws {ImportRefused} where columns are missing, unknown or doubled */
-function readHeader({ fields: names, fault }: CsvRecord): Header {
+/**
+ * @returns the header's columns in the order in which a row is staged: an id comes last
+ * @throws {ImportRefused} where columns are missing, unknown or doubled
+ */
+function columnsOf(names: string[]): Column[] {
   const fields: Record<string, CallField> = names.includes('id') ? { ...callFields, id: idField } : callFields;
-  const faults = [
-    ...(fault ? [fault.reason] : []),
+  const wrong = [
     ...required.filter((name) => !names.includes(name)).map((name) => `no ${name}`),
     ...names.filter((name) => !Object.hasOwn(fields, name)).map((name) => `unknown ${quoted(name)}`),
     ...names.filter((name, at) => names.indexOf(name) < at).map((name) => `${quoted(name)} twice`),
   ];
-  if (faults.length > 0) throw new ImportRefused(`${headerExpected}, got ${faults.slice(0, 12).join(', ')}`);
-  const columns = Object.entries(fields).map(([name, field]) => ({ name, field, at: names.indexOf(name) }));
-  return { names, columns, ids: names.includes('id') };
+  if (wrong.length > 0) throw new ImportRefused(`${headerExpected}, got ${wrong.slice(0, 12).join(', ')}`);
+  return Object.entries(fields).map(([name, field]) => ({ ...field, name, at: names.indexOf(name) }));
 }
+
+/** How gzip begins, and no text does. */
+const GZIP = 0x1f;
 
 /** @throws {ImportRefused} where gzip is cut short or corrupt */
 async function* decompressed(input: AsyncGenerator<Buffer>): AsyncGenerator<Buffer> {
-  let head = Buffer.alloc(0);
-  while (head.length < GZIP.length) {
-    const { value, done } = await input.next();
-    if (done) break;
-    head = Buffer.concat([head, value]);
-  }
+  const { value: first = Buffer.alloc(0) } = await input.next();
   const whole = (async function* () {
-    yield head;
+    yield first;
     yield* input;
   })();
-  if (!head.subarray(0, GZIP.length).equals(GZIP)) return yield* whole;
+  if (first[0] !== GZIP) return yield* whole;
   try {
     yield* joined(Readable.from(whole), createGunzip({ chunkSize: 65_536 }), () => {}); // Its errors come out here.
   } catch (cause) {
@@ -226,5 +267,3 @@ async function* decompressed(input: AsyncGenerator<Buffer>): AsyncGenerator<Buff
     throw new ImportRefused(`expected whole gzip, got some that is cut short or corrupt (${message})`, { cause });
   }
 }
-
-const GZIP = Buffer.from([0x1f, 0x8b]);

@@ -230,7 +230,6 @@ describe('a line becomes a call', () => {
 });
 
 describe('a bad line', () => {
-  const long = 'x'.repeat(65_537);
   test.each([
     ['call_time', '', 'got ""'],
     [
@@ -238,24 +237,16 @@ describe('a bad line', () => {
       'yesterday',
       'expected an ISO-8601 instant from 1970 to 9999 such as 2024-08-13T14:40:43.000Z, got "yesterday"',
     ],
-    ['call_time', '2024-08-13', 'got "2024-08-13"'],
     ['call_time', '2024-02-30T00:00:00Z', 'got'],
-    ['call_time', '2023-02-29T00:00:00Z', 'got'],
     ['call_time', '2024-08-13T24:00:00Z', 'got'],
-    ['call_time', '2024-08-13T23:59:60Z', 'got'],
     ['call_time', '1969-12-31T23:59:59.999Z', 'got'],
-    ['call_time', '1969-06-15T12:00:00Z', 'got'],
     ['call_time', '1970-01-01T00:00:00+00:01', 'got'],
-    ['call_time', '0070-01-01T00:00:00Z', 'got'],
     ['call_time', '9999-12-31T23:59:59-00:01', 'got'],
-    ['call_time', '1723560043', 'got'],
     ['user_did', '', 'expected 1 to 512 characters'],
     ['user_did', 'u'.repeat(513), `got "${'u'.repeat(60)}…"`],
     ['user_did', 'a\0b', 'expected 1 to 512 characters of UTF-8 without NUL or U+FFFD, got "a\\u0000b"'],
     ['app_did', 'a\uFFFDb', 'got "a\uFFFDb"'],
-    ['model', 'a\0b', 'got'],
-    ['provider', long, 'expected at most 65536 characters'],
-    ['model', `"\n${long}`, 'expected at most 65536 characters'],
+    ['provider', 'x'.repeat(65_537), 'expected 0 to 65536 characters'],
     [
       'type',
       'ChatCompletion',
@@ -263,25 +254,18 @@ describe('a bad line', () => {
     ],
     ['type', '', 'got ""'],
     ['status', 'ok', 'expected one of processing, success, failed, got "ok"'],
-    ['status', '', 'got ""'],
     ['input_tokens', '-1', 'expected an integer from 0 to 9223372036854775807, or nothing, got "-1"'],
     ['input_tokens', '1.0', 'got "1.0"'],
     ['input_tokens', '9223372036854775808', 'got'],
-    ['output_tokens', '10000000000000000000', 'got'],
     ['output_tokens', '9223372036854775799', 'expected a 64-bit sum with input_tokens, got 10 + 9223372036854775799'],
     ['credits', '-0.1', 'expected a decimal from 0, below 10^12, of at most 8 decimal places, got "-0.1"'],
     ['credits', '0.000000001', 'got'],
     ['credits', '1e-9', 'got'],
     ['credits', '1000000000000', 'got'],
-    ['credits', '1e12', 'got'],
     ['credits', '1e999999999', 'got'],
     ['credits', 'NaN', 'got'],
-    ['credits', '0,1', 'got'],
-    ['credits', '0x1', 'got'],
     ['duration_s', '-1', 'expected a decimal number of seconds from 0, below 10^14, or nothing, got "-1"'],
     ['duration_s', '99999999999999.9999995', 'got'],
-    ['duration_s', '100000000000000', 'got'],
-    ['duration_s', 'Infinity', 'got'],
     ['type', '\u001b[2J\u202e\u009b\u2028\n', 'got "\\u001b[2J\\u{202e}\\u{9b}\\u{2028}\\n"'],
   ])('is named, and nothing is imported: %s %j', async (field, value, reason) => {
     const loaded = await load(csv([{ user_did: 'before' }, { [field]: value }, { user_did: 'after' }]));
@@ -303,66 +287,42 @@ describe('a bad line', () => {
     });
   });
 
+  const [header = '', line = ''] = csv([{}]).split('\n');
+
   test.each([
-    ['a field too few', (line: string) => line.replace(',1.5', ''), 'fields', 'expected 11, got 10'],
-    ['a field too many', (line: string) => `${line},`, 'fields', 'expected 11, got 12'],
-    [
-      'very many fields',
-      (line: string) => `${line}${','.repeat(1_000_000)}`,
-      'fields',
-      'expected at most 100 fields',
-    ],
-    [
-      'a quote within a field',
-      (line: string) => line.replace('gpt', 'g"p"t'),
-      'model',
-      'expected quotes around the whole field, got one within it',
-    ],
-    [
-      'a single quote within a field',
-      (line: string) => line.replace('gpt', 'gpt 5"'),
-      'model',
-      'expected quotes around the whole field',
-    ],
-    [
-      'text after a closing quote',
-      (line: string) => line.replace('gpt', '"gpt"-5'),
-      'model',
-      'expected a comma after the closing quote',
-    ],
-    [
-      'a quote after that',
-      (line: string) => line.replace('gpt', '"gpt"-"5'),
-      'model',
-      'expected a comma after the closing quote',
-    ],
-    ['a long word', () => 'x'.repeat(1_000_000), 'call_time', 'expected at most 65536 characters'],
-  ])('of the wrong form spoils no other: %s', async (_, spoil, field, reason) => {
-    const [header = '', line = ''] = csv([{}]).split('\n');
-    const loaded = await load([header, line, spoil(line), line, ''].join('\n'), { skipBad: true });
-    expect(loaded).toMatchObject({
-      lines: 3,
-      imported: 2,
-      bad: 1,
-      named: [{ line: 3, field, reason: expect.stringContaining(reason) }],
-    });
+    ['a field too few', line.replace(',1.5', ''), 'expected 11, got 10'],
+    ['a field too many', `${line},`, 'expected 11, got 12'],
+    ['very many fields', `${line}${','.repeat(1_000_000)}`, 'expected 11, got 100'],
+    ['a long word', 'x'.repeat(1_000_000), 'expected 11, got 1'],
+  ])('of another number of fields spoils no other: %s', async (_, odd, reason) => {
+    const loaded = await load([header, line, odd, line, ''].join('\n'), { skipBad: true });
+    expect(loaded).toMatchObject({ lines: 3, imported: 2, bad: 1, named: [{ line: 3, field: 'fields', reason }] });
   });
 
-  test('is where a quote is opened and never closed, and nothing within is taken for a call', async () => {
-    const file = csv([{}, { model: 'gpt "' }, { user_did: 'bob' }, {}]).replace('"gpt """', '"gpt');
-    expect(await load(file)).toMatchObject({
-      imported: 0,
-      named: [{ line: 3, field: 'model', reason: expect.stringContaining('closing quote') }],
-    });
-    expect(await load(file, { skipBad: true })).toMatchObject({ lines: 2, imported: 1, bad: 1 });
-    expect(await stored('"userDid"')).toEqual(['ada']);
-  });
+  const forged = line.replace('gpt', `"\n${line.replace('ada', 'victim')}\n"`);
 
-  test('is a field of many lines that is too long, and nothing within is taken for a call', async () => {
-    const forged = csv([{ user_did: 'victim' }]).repeat(2_000);
-    const loaded = await load(csv([{}, { model: forged }, { user_did: 'bob' }]), { skipBad: true });
-    expect(loaded).toMatchObject({ lines: 3, imported: 2, named: [{ line: 3, field: 'model' }] });
-    expect(await stored('"userDid"')).toEqual(['ada', 'bob']);
+  // What follows may lie within a field, where a user may have written it: it must not become somebody's call.
+  test.each([
+    ['a quote within a field', line.replace('gpt', 'g"p"t'), 'quotes around the whole field, got one within it'],
+    ['text after a closing quote', `${line.replace('gpt', '"gpt"-5')}\n${forged}`, 'a comma after the closing quote'],
+    ['a quote never closed', line.replace('gpt', '"gpt'), 'a closing quote, got the end of the file'],
+    ['a field without end', line.replace('gpt', `"${'x'.repeat(3_000_000)}`), 'at most 1048576 bytes'],
+    ['very many lines in a field', line.replace('gpt', `"${`\n${line}`.repeat(20_000)}"`), 'at most 1048576 bytes'],
+  ])('of the wrong form is the last that is read: %s', async (_, odd, reason) => {
+    const file = [header, 'bad', line, '', odd, line.replace('ada', 'victim'), ''];
+    for (const size of [1_000, 10_000_000]) {
+      const loaded = await load(pieces(Buffer.from(file.join('\n')), size), { skipBad: true });
+      expect(loaded).toMatchObject({ lines: 3, imported: 1 - loaded.repeated, bad: 2 });
+      expect(loaded.named).toEqual([
+        { line: 2, field: 'fields', reason: 'expected 11, got 1' },
+        {
+          line: 5,
+          field: 'model',
+          reason: expect.stringMatching(new RegExp(`^expected ${reason}.*: nothing after this line was read$`)),
+        },
+      ]);
+      expect(await stored('"userDid"')).toEqual(['ada']);
+    }
   });
 
   test('is counted in lines of the file: those within quotes, blank ones and the header too', async () => {
@@ -397,7 +357,6 @@ describe('a file', () => {
   test.each([
     ['in one piece', (file: string) => pieces(Buffer.from(file), 1_000_000)],
     ['in pieces of a byte', (file: string) => pieces(Buffer.from(file), 1)],
-    ['in pieces of seven bytes', (file: string) => pieces(Buffer.from(file), 7)],
     ['with a byte order mark', (file: string) => pieces(Buffer.from(`\uFEFF${file}`), 2)],
     [
       'with a byte order mark, quoted throughout',
@@ -427,16 +386,14 @@ describe('a file', () => {
     ['without a column', csv([{}], names.slice(1)), 'got no call_time'],
     ['with an unknown column', csv([{}], [...names, 'cost\u001b']), 'got unknown "cost\\u001b"'],
     ['with a column twice', csv([{}], [...names, 'type']), 'got "type" twice'],
-    ['with an id twice', csv([{ id: 'x' }], ['id', ...names, 'id']), 'got "id" twice'],
     ['with a header in another case', csv([{}]).replace('type', 'Type'), 'got no type, unknown "Type"'],
     ['with a name that every object has', csv([{}], [...names, 'constructor']), 'got unknown "constructor"'],
     ['without a header', csv([{}]).split('\n').slice(1).join('\n'), 'got no call_time, no user_did'],
     ['of nothing', '', 'got an empty file'],
     ['of blank lines', '\n\r\n  \n', 'got an empty file'],
     ['of gzip of nothing', gzipSync(''), 'got an empty file'],
-    ['of one byte of gzip', Buffer.from([0x1f]), 'got no call_time'],
-    ['in UTF-16', Buffer.from(`\uFEFF${csv([{}])}`, 'utf16le'), 'got no call_time'],
-    ['with a header that never ends', 'x'.repeat(3_000_000), 'expected at most 65536 characters'],
+    ['in UTF-16', Buffer.from(`\uFEFF${csv([{}])}`, 'utf16le'), 'got UTF-16'],
+    ['with a header that never ends', 'x'.repeat(3_000_000), 'expected at most 1048576 bytes'],
   ])('%s is refused in one clear line', async (_, file, found) => {
     const error = await load(file).catch((error) => error);
     expect(error).toBeInstanceOf(ImportRefused);
@@ -450,6 +407,7 @@ describe('a file', () => {
       lines: 0,
       imported: 0,
       repeated: 0,
+      unread: false,
       bad: 0,
       users: 0,
       first: undefined,
@@ -461,7 +419,6 @@ describe('a file', () => {
   test.each([
     ['cut short', (bytes: Buffer) => bytes.subarray(0, -200)],
     ['cut short in its last bytes', (bytes: Buffer) => bytes.subarray(0, -1)],
-    ['cut short in its first', (bytes: Buffer) => bytes.subarray(0, 2)],
     [
       'with a wrong checksum',
       (bytes: Buffer) => Buffer.from(bytes.map((byte, at) => (at === bytes.length - 8 ? byte ^ 1 : byte))),
@@ -807,8 +764,8 @@ describe('real calls', () => {
     if (summary.rows > 10_000) {
       const [table] = await ask<{ reltuples: number }>(`select reltuples from pg_class where relname = 'ModelCall'`);
       expect(table?.reltuples).toBeGreaterThan(10_000);
+      return; // Again would take seconds, and show nothing that the others do not.
     }
-    if (summary.rows > 100_000) return; // Seconds, and nothing that the others do not show.
     const plain = gunzipSync(readFileSync(new URL(`${set}.csv.gz`, folder)));
     expect(await load(plain)).toMatchObject({ imported: 0, repeated: summary.rows });
     expect(await count()).toBe(summary.rows);

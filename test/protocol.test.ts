@@ -136,20 +136,26 @@ test('an empty hour is not closed over calls that came with a request', async ()
   const { pool, policy } = hourhand;
   await hourhand.cover(hour, hour);
   await pool.$executeRaw`insert into "StatHour" (hour, state, reason) values (${range.start}::timestamptz, 'open', 'tick')`;
-  const closed = await pool.$transaction(async (db) => {
+  // Both begin by writing to the ledger; that they are slow at it lets the one look while the other has not committed.
+  await pool.$executeRaw`create function slow() returns trigger language plpgsql as 'begin perform pg_sleep(2); return null; end'`;
+  await pool.$executeRaw`create trigger slow after insert on "StatHour" for each statement execute function slow()`;
+  const closing = closeEmptyHours(pool, [hour], policy);
+  await until(
+    () => straggling(hourhand),
+    (n) => n === 1,
+  );
+  await pool.$transaction(async (db) => {
     await requestHours(db, range, { only: 'all', reason: 'backfill', requestedBy: 'test' });
-    await db.$executeRaw`insert into "ModelCall" (id, "userDid", "providerId", model, type, "callTime") values ('1', 'ada', 'p', 'm', 'custom', ${new Date(at)}::timestamptz)`;
-    const promise = closeEmptyHours(pool, [hour], policy);
-    await Promise.race([
-      promise,
-      until(
-        () => waiting(hourhand),
-        (n) => n === 1,
-      ),
-    ]);
-    return { promise };
+    await db.$executeRaw`
+      insert into "ModelCall" (id, "userDid", "providerId", model, type, "callTime")
+      values ('1', 'ada', 'p', 'm', 'custom', ${new Date(at)}::timestamptz)`;
+    const waits = until(
+      () => waiting(hourhand),
+      (n) => n === 1,
+    );
+    await Promise.race([closing, waits]);
   });
-  expect(await closed.promise).toEqual([]);
+  expect(await closing).toEqual([]);
   expect(await hourhand.state(hour)).toBe('open');
 });
 
@@ -313,10 +319,10 @@ test('idle users get rows of zeros where they are asked for, and one figure eith
   expect(await hourhand.hour(hour)).toMatchObject({ users: 1, calls: 1n });
 });
 
-/** Two users of one shard, the first before the second in the order of writing. */
+/** Two users in the midst of one shard's buckets, the first before the second in the order of writing. */
 async function neighbours({ pool }: Hourhand): Promise<[string, string]> {
   const rows = await pool.$queryRaw<{ user: string }[]>`
-    select 'u' || i as user from generate_series(10, 60) i where hashtext('u' || i) & 63 < 32 order by 1 limit 2`;
+    select 'u' || i as user from generate_series(10, 60) i where hashtext('u' || i) & 63 between 8 and 24 order by 1 limit 2`;
   return rows.map((row) => row.user) as [string, string];
 }
 

@@ -8,7 +8,7 @@ import { wholeHours } from '../time/range.ts';
 import { openProgress } from './progress.ts';
 import { say } from './say.ts';
 
-/** @returns the exit code: 1 if a line was bad and nothing was imported */
+/** @returns the exit code: 1 if a line was bad and nothing was imported, or if the rest of the file could not be read */
 export async function importFile(config: Config, file: string, { skipBad }: { skipBad: boolean }): Promise<number> {
   const size = file === '-' ? undefined : (await stat(file)).size;
   const progress = openProgress(size === undefined ? 'rows' : 'bytes', size ?? 0);
@@ -33,6 +33,12 @@ export async function importFile(config: Config, file: string, { skipBad }: { sk
   if (result.imported > 0 && result.first && result.last) {
     const { start, end } = wholeHours(result.first, new Date(result.last.getTime() + 1));
     say(`their statistics: hourhand backfill --from ${start.toISOString()} --to ${end.toISOString()} --wait`);
+  }
+  if (result.unread) {
+    say(
+      'the file was not read to its end: mend its last bad line and import it again; what is there is not counted twice',
+    );
+    return 1;
   }
   return 0;
 }

@@ -98,18 +98,18 @@ export async function spanOfStaged(transaction: ImportTransaction): Promise<Span
   return { users: Number(span?.users), first: span?.first ?? undefined, last: span?.last ?? undefined };
 }
 
-/** What a call's id is: a hash of its row and a count among equals, or what the file says. */
-export type Ids = 'hash' | 'own';
-
 /**
  * Insert the staged calls whose ids are new; returns how many those were.
  *
- * Where ids are hashes of the rows, equal rows are told apart by counting them. They are sorted by time first, so that an
- * hour's calls lie together in the table. Where ids are the file's own, the first line of an id is the one that counts.
+ * Where ids are `hash`es of the rows, equal rows are told apart by counting them. They are sorted by time first, so that an
+ * hour's calls lie together in the table. Where ids are the file's `own`, the first line of an id is the one that counts.
  */
-export async function insertStaged(transaction: ImportTransaction, ids: Ids, metadata?: object): Promise<number> {
+export async function insertStaged(
+  { client, signal }: ImportTransaction,
+  ids: 'hash' | 'own',
+  metadata?: object,
+): Promise<number> {
   const id = { hash: `id || '-' || row_number() OVER (PARTITION BY "callTime", id)`, own: 'id' }[ids];
-  const { client, signal } = transaction;
   signal?.throwIfAborted();
   const inserted = await client.query(
     `INSERT INTO "ModelCall" (id, "totalUsage", metadata, ${names.join(', ')})
@@ -117,7 +117,7 @@ export async function insertStaged(transaction: ImportTransaction, ids: Ids, met
        FROM staged
       ${ids === 'own' ? 'ORDER BY line' : ''}
      ON CONFLICT (id) DO NOTHING`,
-    [metadata ? JSON.stringify(metadata) : null],
+    [metadata],
   );
   return inserted.rowCount ?? 0;
 }
@@ -157,9 +157,8 @@ export async function unstageConflicts(transaction: ImportTransaction): Promise<
 }
 
 /** Tell the planner of many new calls. */
-export async function analyzeCalls(databaseUrl: string): Promise<void> {
-  const client = await connected(databaseUrl);
-  await client.query('ANALYZE "ModelCall"').finally(() => client.end());
+export async function analyzeCalls(transaction: ImportTransaction): Promise<void> {
+  await ask(transaction, 'ANALYZE "ModelCall"');
 }
 
 /** Whether there is any call at all. */
