@@ -19,7 +19,7 @@ import { rollUpUsersProcessor } from './processors/roll-up-users.ts';
 import { tickStatsProcessor } from './processors/tick-stats.ts';
 import { enqueueOwed } from './producers/hours.ts';
 import { ensureScheduler, wishes } from './producers/schedules.ts';
-import { workerConnection } from './queues/redis.ts';
+import { maxmemoryPolicy, workerConnection } from './queues/redis.ts';
 import { rollUpHour, rollUpMarks, rollUpUsers, statsTick } from './queues/stats.ts';
 import { reasonOf } from './store/db.ts';
 import { coverFromNowOn } from './store/ranges.ts';
@@ -38,7 +38,7 @@ const SIGNALS = [WaitingChildrenError, DelayedError, WaitingError, RateLimitErro
  * and what is owed. Any number of such processes may run.
  */
 export async function startWorker(connections: Connections): Promise<{ stop(): Promise<void> }> {
-  const { config, log, pool, queues, policy } = connections;
+  const { config, log, pool, redis, queues, policy } = connections;
   const onError = quiet(log);
   const connection = workerConnection({ url: config.REDIS_URL, prefix: config.REDIS_PREFIX }, onError('Redis'));
   const work = (queue: string, concurrency: number, deadlineMs: number, process: Process) => {
@@ -83,6 +83,10 @@ export async function startWorker(connections: Connections): Promise<{ stop(): P
       throw new Error(reasonOf(error), { cause: error });
     }
   };
+
+  const found = await maxmemoryPolicy(redis);
+  if (found !== 'noeviction')
+    log.warn({ expected: 'noeviction', found }, 'Redis may throw jobs away: set its maxmemory-policy');
 
   const deps = { pool, queues, policy };
   await coverFromNowOn(pool);

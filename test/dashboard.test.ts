@@ -11,7 +11,7 @@ import { version } from '../src/config.ts';
 import type { Connections } from '../src/connections.ts';
 import { startDashboard } from '../src/dashboard/server.ts';
 import { ensureScheduler, wishes } from '../src/producers/schedules.ts';
-import { openQueues, producerConnection, workerConnection } from '../src/queues/redis.ts';
+import { openQueues, producerConnection, untilReady, workerConnection } from '../src/queues/redis.ts';
 import { connect } from '../src/store/db.ts';
 import { deployOf } from '../src/store/schedules.ts';
 import { type Hourhand, startHourhand, until } from './support/hourhand.ts';
@@ -84,7 +84,6 @@ beforeEach(async () => {
 
 afterEach(() => {
   vi.unstubAllEnvs();
-  vi.restoreAllMocks();
 });
 
 /** Send exactly this, as a browser's attacker or curl would: no URL is tidied up on the way. */
@@ -392,12 +391,12 @@ describe('what an answer says', () => {
     const large = await ask('put', retry, { ...own(), ...json }, JSON.stringify('x'.repeat(200_000)));
     const path = await ask('get', '/queues/api/queues/%E0%A4%A/workers');
     const early = await ask('put', '/queues/api/queues/%E0%A4%A/pause', own());
-    vi.spyOn(hourhand.queues.hours, 'getJob').mockRejectedValue(new Error('Connection is closed.'));
-    const failed = await ask('put', retry, own());
+    await hourhand.redis.set(`${hourhand.prefix}:stats-hour:odd`, 'no hash');
+    const failed = await ask('put', '/queues/api/queues/stats-hour/odd/retry', own());
     expect([broken, large, path, early, failed].map(({ status }) => status)).toEqual([400, 413, 400, 400, 500]);
     expect(JSON.parse(failed.text)).toEqual({
       error: 'hourhand could not do this',
-      message: 'Connection is closed.',
+      message: expect.stringContaining('WRONGTYPE'),
     });
     for (const { text } of [broken, large, path, early, failed]) {
       expect(Object.keys(JSON.parse(text))).toEqual(['error', 'message']);
@@ -509,18 +508,28 @@ describe('health', () => {
 
   test('it is not ready where Redis may evict jobs; where Redis does not say, that is unknown and no fault', async () => {
     await ensure();
-    const info = vi.spyOn(hourhand.redis, 'info').mockResolvedValue('# Memory\r\nmaxmemory_policy:allkeys-lru\r\n');
-    const evicting = await ask('get', '/readyz');
-    expect([evicting.status, found(evicting.text)['redis maxmemory-policy']]).toEqual([503, 'false: allkeys-lru']);
-    const refused = Object.assign(new Error("NOPERM this user has no permissions to run the 'info' command"), {
-      name: 'ReplyError',
-    });
-    info.mockRejectedValue(refused);
-    const silent = await ask('get', '/readyz');
-    expect([silent.status, found(silent.text)['redis maxmemory-policy']]).toEqual([
-      200,
-      `true: unknown: ${refused.message}`,
-    ]);
+    const [, policy = ''] = (await hourhand.redis.config('GET', 'maxmemory-policy')) as string[];
+    await hourhand.redis.config('SET', 'maxmemory-policy', 'allkeys-lru'); // the tests' own server, and never full
+    try {
+      const evicting = await ask('get', '/readyz');
+      expect([evicting.status, found(evicting.text)['redis maxmemory-policy']]).toEqual([503, 'false: allkeys-lru']);
+    } finally {
+      await hourhand.redis.config('SET', 'maxmemory-policy', policy);
+    }
+    const user = `silent-${hourhand.prefix.slice(1, -1)}`;
+    await hourhand.redis.acl('SETUSER', user, 'on', '>secret', '~*', '&*', '+@all', '-info');
+    const url = Object.assign(new URL(hourhand.config.REDIS_URL), { username: user, password: 'secret' }).href;
+    const redis = producerConnection({ url, prefix: hourhand.prefix }, () => {});
+    try {
+      await untilReady(redis, 5_000);
+      await using silent = await serve({ ...hourhand, redis });
+      const { status, text } = await silent.get('/readyz');
+      expect(status).toBe(200);
+      expect(found(text)['redis maxmemory-policy']).toMatch(/^true: unknown: NOPERM/);
+    } finally {
+      redis.disconnect();
+      await hourhand.redis.acl('DELUSER', user);
+    }
   });
 
   test('with both servers gone it says so in seconds, and lives', async () => {

@@ -4,6 +4,7 @@ import { setTimeout as sleep } from 'node:timers/promises';
 import { Router } from 'express';
 import type { Connections } from '../connections.ts';
 import { inspectScheduler, type Wish, wishes } from '../producers/schedules.ts';
+import { maxmemoryPolicy } from '../queues/redis.ts';
 import { reasonOf } from '../store/db.ts';
 import { pendingMigrations } from '../store/migrate.ts';
 
@@ -71,17 +72,6 @@ async function check(
   } finally {
     late.catch(() => {}); // the race is over
     answered.abort();
-  }
-}
-
-/** Redis may not tell everyone, and need not: what it does not say is unknown, and no reason to be found wanting. */
-async function maxmemoryPolicy(redis: Connections['redis']): Promise<string> {
-  try {
-    const info = await redis.info('memory');
-    return /^maxmemory_policy:(\S+)/m.exec(info)?.[1] ?? 'unknown: INFO does not say';
-  } catch (error) {
-    if (error instanceof Error && error.name === 'ReplyError') return `unknown: ${error.message}`;
-    throw error;
   }
 }
 

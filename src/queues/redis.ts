@@ -65,6 +65,17 @@ export async function untilReady(redis: Redis, ms: number): Promise<void> {
   }
 }
 
+/** What Redis does when its memory is full. It may not tell everyone, and need not: what it does not say is unknown, and no reason to be found wanting. */
+export async function maxmemoryPolicy(redis: Redis): Promise<string> {
+  try {
+    const info = await redis.info('memory');
+    return /^maxmemory_policy:(\S+)/m.exec(info)?.[1] ?? 'unknown: INFO does not say';
+  } catch (error) {
+    if (error instanceof Error && error.name === 'ReplyError') return `unknown: ${error.message}`;
+    throw error;
+  }
+}
+
 export interface Queues {
   readonly ticks: Queue;
   readonly hours: Queue;
