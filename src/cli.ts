@@ -79,7 +79,8 @@ withRange(program.command('backfill').description('ask for the hours of [from, t
     }
     if (user === '') command.error('error: --user: expected a user, got ""');
     const options = { user, only, dryRun, wait, requestedBy: userInfo().username };
-    return run((config) => withConnections(config, {}, (c) => backfill(c, rangeOf(from, to), options)));
+    const range = rangeOf(from, to);
+    return run((config) => withConnections(config, {}, (c) => backfill(c, range, options)));
   });
 
 withRange(program.command('stats').description('the stored statistics'))
@@ -90,21 +91,29 @@ withRange(program.command('stats').description('the stored statistics'))
   )
   .addOption(new Option('--format <format>', 'how it is written').choices(['csv', 'json', 'table']).default('table'))
   .option('--zeros', 'also users without a call in the hour who were active in the days before', false)
-  .action(({ from, to, ...options }) =>
-    run((config) => withConnections(config, { patient: true }, (c) => stats(c, rangeOf(from, to), options))),
-  );
+  .action(({ from, to, ...options }) => {
+    const range = rangeOf(from, to);
+    return run((config) => withConnections(config, { patient: true }, (c) => stats(c, range, options)));
+  });
 
 withRange(
   program.command('verify').description('recount from the calls and list every difference; exit 1 if there is any'),
-).action(({ from, to }) =>
-  run((config) => withConnections(config, { patient: true }, (c) => verify(c, rangeOf(from, to)))),
-);
+).action(({ from, to }) => {
+  const range = rangeOf(from, to);
+  return run((config) => withConnections(config, { patient: true }, (c) => verify(c, range)));
+});
 
 program
   .command('status')
   .description('watermark, owed hours, schedulers and queues')
   .option('--json', 'for machines', false)
   .action((options) => run((config) => withConnections(config, {}, (c) => status(c, options))));
+
+// Whoever reads a report has seen enough (head, a closed pager): no word about it.
+process.stdout.on('error', (error: NodeJS.ErrnoException) => {
+  if (error.code === 'EPIPE') process.exit(FAILED);
+  throw error;
+});
 
 try {
   await program.parseAsync();
@@ -150,7 +159,8 @@ async function withConnections(
   options: { patient?: boolean },
   work: (connections: Connections) => Promise<number>,
 ): Promise<number> {
-  const log = createLogger('warn', process.stderr);
+  // What a server says that cannot be reached is in the error that ends the command.
+  const log = createLogger('error', process.stderr);
   const connections = await openConnections(config, log, options);
   try {
     return await work(connections);

@@ -3,7 +3,10 @@ import path from 'node:path';
 import { describe, expect, test } from 'vitest';
 import { ConfigError, environment, home, migrations, readConfig, version } from '../src/config.ts';
 
-const servers = { DATABASE_URL: 'postgresql://ada:pw-of-ada@db.example/calls', REDIS_URL: 'rediss://:pw-of-redis@redis.example:6380/2' };
+const servers = {
+  DATABASE_URL: 'postgresql://ada:pw-of-ada@db.example/calls',
+  REDIS_URL: 'rediss://:pw-of-redis@redis.example:6380/2',
+};
 
 test('with both servers given, everything else has a default', () => {
   const { WORKER_CONCURRENCY, ...config } = readConfig(servers);
@@ -59,7 +62,9 @@ test('every variable is read, and read as what it is', () => {
 });
 
 test('a pattern of five fields is read as minute first', () => {
-  expect(readConfig({ ...servers, MODEL_CALL_STATS_CRON_TIME: '5 * * * *' }).MODEL_CALL_STATS_CRON_TIME).toBe('0 5 * * * *');
+  expect(readConfig({ ...servers, MODEL_CALL_STATS_CRON_TIME: '5 * * * *' }).MODEL_CALL_STATS_CRON_TIME).toBe(
+    '0 5 * * * *',
+  );
 });
 
 describe('a wrong variable is named, with what was expected and what was found', () => {
@@ -100,15 +105,25 @@ describe('a wrong variable is named, with what was expected and what was found',
   });
 
   test('a public address is refused with the reason', () => {
-    expect(problems({ ...servers, HOST: '0.0.0.0' })).toMatch(/^HOST: expected 127\.0\.0\.1, localhost or ::1: .*, got "0\.0\.0\.0"$/);
+    expect(problems({ ...servers, HOST: '0.0.0.0' })).toMatch(
+      /^HOST: expected 127\.0\.0\.1, localhost or ::1: .*, got "0\.0\.0\.0"$/,
+    );
   });
 });
 
 describe('what a wrong URL holds is not shown', () => {
   test.each([
-    ['DATABASE_URL', 'mysql://ada:hunter2@db.example/calls', 'expected a URL that begins with postgres:// or postgresql://'],
+    [
+      'DATABASE_URL',
+      'mysql://ada:hunter2@db.example/calls',
+      'expected a URL that begins with postgres:// or postgresql://',
+    ],
     ['DATABASE_URL', 'ada:hunter2@db.example', 'expected a URL that begins with postgres:// or postgresql://'],
-    ['DATABASE_URL', 'postgresql://ada:hunter2@db.example:port/calls', 'expected a URL that begins with postgres:// or postgresql://'],
+    [
+      'DATABASE_URL',
+      'postgresql://ada:hunter2@db.example:port/calls',
+      'expected a URL that begins with postgres:// or postgresql://',
+    ],
     ['REDIS_URL', 'http://:hunter2@redis.example', 'expected a URL that begins with redis:// or rediss://'],
     ['REDIS_URL', 'hunter2', 'expected a URL that begins with redis:// or rediss://'],
   ])('%s=%s', (name, value, says) => {
@@ -123,8 +138,19 @@ describe('what a wrong URL holds is not shown', () => {
 });
 
 test('all that is wrong is said at once, a line for each', () => {
-  const said = problems({ ...servers, REDIS_URL: 'hunter2', PORT: 'x', MODEL_CALL_STATS_CRON_TIME: '', STORE_ZERO_ROWS: '1' });
-  expect(said.split('\n').map((line) => line.split(':')[0])).toEqual(['REDIS_URL', 'PORT', 'MODEL_CALL_STATS_CRON_TIME', 'STORE_ZERO_ROWS']);
+  const said = problems({
+    ...servers,
+    REDIS_URL: 'hunter2',
+    PORT: 'x',
+    MODEL_CALL_STATS_CRON_TIME: '',
+    STORE_ZERO_ROWS: '1',
+  });
+  expect(said.split('\n').map((line) => line.split(':')[0])).toEqual([
+    'REDIS_URL',
+    'PORT',
+    'MODEL_CALL_STATS_CRON_TIME',
+    'STORE_ZERO_ROWS',
+  ]);
 });
 
 test('what is not its own is passed over', () => {

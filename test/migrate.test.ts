@@ -23,7 +23,16 @@ test('an empty database gets all of them, in order, and each is said as it is do
   expect(await migrate(database.url, migrations, (name) => said.push(name))).toEqual(ours);
   expect(said).toEqual(ours);
   expect(await database.tables()).toEqual(
-    ['ModelCall', 'ModelCallStat', 'StatHour', 'StatMark', 'StatRange', 'StatSchedule', 'StatShard', '_prisma_migrations'].sort(),
+    [
+      'ModelCall',
+      'ModelCallStat',
+      'StatHour',
+      'StatMark',
+      'StatRange',
+      'StatSchedule',
+      'StatShard',
+      '_prisma_migrations',
+    ].sort(),
   );
 });
 
@@ -92,7 +101,7 @@ describe('one that fails', () => {
     expect(await database.tables()).toEqual(['_prisma_migrations', 'a', 'b', 'd']);
   });
 
-  test('for a table of the same name that is somebody else\'s names it, and leaves it as it is', async () => {
+  test("for a table of the same name that is somebody else's names it, and leaves it as it is", async () => {
     await using database = await emptyDatabase();
     await database.query(`create table "ModelCall" (mine text)`);
     await database.query(`insert into "ModelCall" values ('precious')`);
@@ -105,12 +114,20 @@ describe('one that fails', () => {
   });
 
   test.each([
-    ['when it is committed', 'create table a (n int unique deferrable initially deferred); insert into a values (1), (1);'],
-    ['when its entry is written', 'create table a (); alter table _prisma_migrations add constraint full_house check (false) not valid;'],
+    [
+      'when it is committed',
+      'create table a (n int unique deferrable initially deferred); insert into a values (1), (1);',
+    ],
+    [
+      'when its entry is written',
+      'create table a (); alter table _prisma_migrations add constraint full_house check (false) not valid;',
+    ],
   ])('at its very end, %s, leaves nothing either', async (_, sql) => {
     await using database = await emptyDatabase();
     using folder = migrationFolder({ '1_first': sql });
-    await expect(migrate(database.url, folder.path)).rejects.toThrow(/^migration 1_first: .*constraint.*; nothing of it was applied$/);
+    await expect(migrate(database.url, folder.path)).rejects.toThrow(
+      /^migration 1_first: .*constraint.*; nothing of it was applied$/,
+    );
     expect(await database.tables()).toEqual(['_prisma_migrations']);
     expect(await database.entries()).toEqual([]);
   });
@@ -132,9 +149,13 @@ describe('a history that is not this one is refused:', () => {
     await using database = await emptyDatabase();
     using folder = migrationFolder({ '1_first': 'create table a ()' });
     await migrate(database.url, folder.path);
-    await database.query(`insert into _prisma_migrations (id, checksum, migration_name) values ('x', 'y', '2_second')`);
+    await database.query(
+      `insert into _prisma_migrations (id, checksum, migration_name) values ('x', 'y', '2_second')`,
+    );
     folder.write({ '2_second': 'create table b ()' });
-    await expect(migrate(database.url, folder.path)).rejects.toThrow(/^migration 2_second was begun by another tool and did not end/);
+    await expect(migrate(database.url, folder.path)).rejects.toThrow(
+      /^migration 2_second was begun by another tool and did not end/,
+    );
     await database.query(`update _prisma_migrations set rolled_back_at = now() where id = 'x'`);
     expect(await migrate(database.url, folder.path)).toEqual(['2_second']);
   });
@@ -146,7 +167,10 @@ describe("Prisma's own engine", () => {
     await migrate(database.url, migrations);
     await using engine = await prismaEngine(database.url);
     expect(await engine.diagnose()).toMatchObject({
-      hasMigrationsTable: true, history: null, editedMigrationNames: [], failedMigrationNames: [],
+      hasMigrationsTable: true,
+      history: null,
+      editedMigrationNames: [],
+      failedMigrationNames: [],
     });
     expect(await engine.apply()).toEqual({ appliedMigrationNames: [] });
   });
@@ -179,7 +203,11 @@ describe("Prisma's own engine", () => {
     await using database = await emptyDatabase();
     using engineLock = await hold(database.url, 'select pg_advisory_lock(72707369)'); // Prisma's documented number
     const ending = migrate(database.url, migrations);
-    await until(() => database.query(`select from pg_stat_activity where datname = current_database() and wait_event = 'advisory'`), (waiting) => waiting.length > 0);
+    await until(
+      () =>
+        database.query(`select from pg_stat_activity where datname = current_database() and wait_event = 'advisory'`),
+      (waiting) => waiting.length > 0,
+    );
     expect(await database.tables()).toEqual([]);
     engineLock[Symbol.dispose]();
     expect(await ending).toEqual(ours);
@@ -187,7 +215,9 @@ describe("Prisma's own engine", () => {
 });
 
 // The engine looks this up to report a panic.
-Object.assign(globalThis, { PRISMA_WASM_PANIC_REGISTRY: { set_message: (message: string) => console.error(message) } });
+Object.assign(globalThis, {
+  PRISMA_WASM_PANIC_REGISTRY: { set_message: (message: string) => console.error(message) },
+});
 
 /** A database without anything in it, and a way to look. */
 async function emptyDatabase() {
@@ -204,7 +234,10 @@ async function emptyDatabase() {
   return {
     ...database,
     query,
-    tables: async () => (await query(`select relname from pg_class where relkind = 'r' and relnamespace = 'public'::regnamespace`)).map(({ relname }) => String(relname)).sort(),
+    tables: async () =>
+      (await query(`select relname from pg_class where relkind = 'r' and relnamespace = 'public'::regnamespace`))
+        .map(({ relname }) => String(relname))
+        .sort(),
     entries: () => query('select * from _prisma_migrations order by migration_name'),
   };
 }
@@ -243,9 +276,12 @@ async function prismaEngine(url: string) {
   engineModule ??= (async () => {
     const glue = await import('@prisma/schema-engine-wasm/schema_engine_bg');
     const folder = path.dirname(createRequire(import.meta.url).resolve('@prisma/schema-engine-wasm'));
-    const { instance } = await Object(globalThis).WebAssembly.instantiate(readFileSync(path.join(folder, 'schema_engine_bg.wasm')), {
-      './schema_engine_bg.js': glue,
-    });
+    const { instance } = await Object(globalThis).WebAssembly.instantiate(
+      readFileSync(path.join(folder, 'schema_engine_bg.wasm')),
+      {
+        './schema_engine_bg.js': glue,
+      },
+    );
     glue.__wbg_set_wasm(instance.exports);
     instance.exports.__wbindgen_start();
     return glue;
@@ -278,11 +314,17 @@ async function prismaEngine(url: string) {
 function listOf(folder: string) {
   return {
     baseDir: folder,
-    lockfile: { path: 'migration_lock.toml', content: readFileSync(path.join(folder, 'migration_lock.toml'), 'utf8') },
+    lockfile: {
+      path: 'migration_lock.toml',
+      content: readFileSync(path.join(folder, 'migration_lock.toml'), 'utf8'),
+    },
     shadowDbInitScript: '',
     migrationDirectories: ours.map((name) => ({
       path: name,
-      migrationFile: { path: 'migration.sql', content: { tag: 'ok' as const, value: readFileSync(path.join(folder, name, 'migration.sql'), 'utf8') } },
+      migrationFile: {
+        path: 'migration.sql',
+        content: { tag: 'ok' as const, value: readFileSync(path.join(folder, name, 'migration.sql'), 'utf8') },
+      },
     })),
   };
 }

@@ -79,7 +79,10 @@ describe.each<[string, ...((hourhand: Hourhand) => Promise<unknown>)[]]>([
   });
 
   test.each([1, 24, 1_000])('whether %i hours are empty is asked of the index, hour by hour', async (count) => {
-    const hours = Array.from({ length: count }, (_, i) => new Date(startOf(hour).getTime() - i * 3_600_000).toISOString().slice(0, 13) as Hour);
+    const hours = Array.from(
+      { length: count },
+      (_, i) => new Date(startOf(hour).getTime() - i * 3_600_000).toISOString().slice(0, 13) as Hour,
+    );
     const scans = await scansOf((db) => closeEmptyHours(db, hours, hourhand.policy, now));
     // A table without a page may be read whole.
     expect(of(scans, 'ModelCall')).toEqual([prepare.length > 0 ? byHour : expect.anything()]);
@@ -100,7 +103,9 @@ describe.each<[string, ...((hourhand: Hourhand) => Promise<unknown>)[]]>([
   });
 
   test('the idle users of a window are found by hour, to be shown or stored', async () => {
-    const shown = await scansOf((db) => exhaust(db, (within) => statLines(within, day, { by: 'user', zerosDays: 1 })));
+    const shown = await scansOf((db) =>
+      exhaust(db, (within) => statLines(within, day, { by: 'user', zerosDays: 1 })),
+    );
     expect(of(shown, 'ModelCall')).toEqual([byHour]);
     const stored = await scansOf((db) => storeZeroRows(db, hour, 1));
     expect(of(stored, 'ModelCall')).toEqual([byHour]);
@@ -109,11 +114,17 @@ describe.each<[string, ...((hourhand: Hourhand) => Promise<unknown>)[]]>([
   test("a user's calls of a day are found by hour", async () => {
     const scans = await scansOf((db) => markUser(db, 'user-7', day, now));
     expect(of(scans, 'ModelCall')).toEqual([byHour]);
-    expect(of(scans, 'ModelCallStat')).toEqual([expect.objectContaining({ index: expect.stringMatching(/_pkey$|_userDid_timeType_timestamp_idx$/) })]);
+    expect(of(scans, 'ModelCallStat')).toEqual([
+      expect.objectContaining({ index: expect.stringMatching(/_pkey$|_userDid_timeType_timestamp_idx$/) }),
+    ]);
   });
 
   test("a user's statistics are read by user", async () => {
-    const where = { userDid: 'user-7', timeType: 'hour' as const, timestamp: { gte: new Date('2026-06-01T00:00Z'), lt: day.end } };
+    const where = {
+      userDid: 'user-7',
+      timeType: 'hour' as const,
+      timestamp: { gte: new Date('2026-06-01T00:00Z'), lt: day.end },
+    };
     expect(of(await scansOf((db) => db.modelCallStat.findMany({ where })), 'ModelCallStat')).toEqual([byUser]);
   });
 
@@ -139,10 +150,15 @@ describe.each<[string, ...((hourhand: Hourhand) => Promise<unknown>)[]]>([
   async function scansOf(work: (db: Pool) => Promise<unknown>): Promise<Scan[]> {
     statements = [];
     await work(watched);
-    const explained = statements.filter(({ query }) => /^\s*(select|insert|update|delete|with|declare)\b/i.test(query));
+    const explained = statements.filter(({ query }) =>
+      /^\s*(select|insert|update|delete|with|declare)\b/i.test(query),
+    );
     const scans: Scan[] = [];
     for (const { query, params } of explained) {
-      const rows = await hourhand.pool.$queryRawUnsafe<[{ 'QUERY PLAN': { Plan: Node }[] }]>(`explain (format json) ${query}`, ...JSON.parse(params));
+      const rows = await hourhand.pool.$queryRawUnsafe<[{ 'QUERY PLAN': { Plan: Node }[] }]>(
+        `explain (format json) ${query}`,
+        ...JSON.parse(params),
+      );
       for (const { Plan } of rows[0]['QUERY PLAN']) scans.push(...scansIn(Plan));
     }
     return scans;
@@ -157,26 +173,48 @@ interface Node {
   Plans?: Node[];
 }
 
-const hourAndBucket = { table: 'ModelCall', index: 'ModelCall_hour_bucket_idx', cond: expect.stringMatching(/date_trunc\('hour'.* = .*hashtext\("userDid"\) & 63/) };
-const byHour = { table: 'ModelCall', index: 'ModelCall_hour_bucket_idx', cond: expect.stringMatching(/date_trunc\('hour'/) };
+const hourAndBucket = {
+  table: 'ModelCall',
+  index: 'ModelCall_hour_bucket_idx',
+  cond: expect.stringMatching(/date_trunc\('hour'.* = .*hashtext\("userDid"\) & 63/),
+};
+const byHour = {
+  table: 'ModelCall',
+  index: 'ModelCall_hour_bucket_idx',
+  cond: expect.stringMatching(/date_trunc\('hour'/),
+};
 const byKey = { table: 'ModelCallStat', index: 'ModelCallStat_pkey', cond: expect.stringContaining('"timestamp" ') };
-const byUser = { table: 'ModelCallStat', index: 'ModelCallStat_userDid_timeType_timestamp_idx', cond: expect.stringMatching(/"userDid" = .*"timestamp" /) };
+const byUser = {
+  table: 'ModelCallStat',
+  index: 'ModelCallStat_userDid_timeType_timestamp_idx',
+  cond: expect.stringMatching(/"userDid" = .*"timestamp" /),
+};
 
 /** The different scans of a table: the same one twice is one. */
 function of(scans: readonly Scan[], table: string): Scan[] {
-  const found = new Map(scans.filter((scan) => scan.table === table).map((scan) => [`${scan.index} ${scan.cond}`, scan]));
+  const found = new Map(
+    scans.filter((scan) => scan.table === table).map((scan) => [`${scan.index} ${scan.cond}`, scan]),
+  );
   return [...found.values()];
 }
 
 function scansIn(node: Node, table = node['Relation Name']): Scan[] {
   const { 'Node Type': type, 'Index Name': index = null, 'Index Cond': cond = '', Plans = [] } = node;
   // The index that a bitmap is made from is named below the table that it is for.
-  const below = Plans.flatMap((plan) => scansIn(plan, plan['Relation Name'] ?? (type === 'Bitmap Heap Scan' || type.startsWith('Bitmap') ? table : undefined)));
+  const below = Plans.flatMap((plan) =>
+    scansIn(
+      plan,
+      plan['Relation Name'] ?? (type === 'Bitmap Heap Scan' || type.startsWith('Bitmap') ? table : undefined),
+    ),
+  );
   const scans = table !== undefined && type.endsWith('Scan') && type !== 'Bitmap Heap Scan';
   return scans ? [{ table, index, cond }, ...below] : below;
 }
 
-async function exhaust<T>(db: Pool, batches: (within: Parameters<Parameters<Pool['$transaction']>[0]>[0]) => AsyncGenerator<T>): Promise<void> {
+async function exhaust<T>(
+  db: Pool,
+  batches: (within: Parameters<Parameters<Pool['$transaction']>[0]>[0]) => AsyncGenerator<T>,
+): Promise<void> {
   await db.$transaction(async (within) => {
     for await (const _ of batches(within));
   });

@@ -45,15 +45,35 @@ describe('a scheduler is put right that', () => {
 
   test.each<Damage>([
     ['was removed', 'added', ({ queues }) => queues.ticks.removeJobScheduler(id)],
-    ['fires at other times', 'changed', ({ queues }) => queues.ticks.upsertJobScheduler(id, { pattern: monthly, tz: 'UTC' })],
-    ['fires in another zone', 'changed', ({ queues }) => queues.ticks.upsertJobScheduler(id, { pattern: yearly, tz: 'Asia/Kolkata' })],
-    ['fires in the zone of the machine', 'changed', ({ queues }) => queues.ticks.upsertJobScheduler(id, { pattern: yearly })],
+    [
+      'fires at other times',
+      'changed',
+      ({ queues }) => queues.ticks.upsertJobScheduler(id, { pattern: monthly, tz: 'UTC' }),
+    ],
+    [
+      'fires in another zone',
+      'changed',
+      ({ queues }) => queues.ticks.upsertJobScheduler(id, { pattern: yearly, tz: 'Asia/Kolkata' }),
+    ],
+    [
+      'fires in the zone of the machine',
+      'changed',
+      ({ queues }) => queues.ticks.upsertJobScheduler(id, { pattern: yearly }),
+    ],
     ['fires at intervals', 'changed', ({ queues }) => queues.ticks.upsertJobScheduler(id, { every: 3_600_000 })],
-    ['lost its next job', 'repaired', async (hourhand, key) => {
-      const job = await tick(hourhand);
-      await hourhand.redis.multi().del(key(job)).zrem(key('delayed'), job).exec();
-    }],
-    ['has its next job in no list', 'repaired', async (hourhand, key) => hourhand.redis.zrem(key('delayed'), await tick(hourhand))],
+    [
+      'lost its next job',
+      'repaired',
+      async (hourhand, key) => {
+        const job = await tick(hourhand);
+        await hourhand.redis.multi().del(key(job)).zrem(key('delayed'), job).exec();
+      },
+    ],
+    [
+      'has its next job in no list',
+      'repaired',
+      async (hourhand, key) => hourhand.redis.zrem(key('delayed'), await tick(hourhand)),
+    ],
     ['does not know when it fires next', 'added', ({ redis }, key) => redis.zrem(key('repeat'), id)],
     ['knows nothing but when it fires next', 'added', ({ redis }, key) => redis.del(key(`repeat:${id}`))],
     ['lost everything, with all of Redis', 'added', (hourhand) => forgetAll(hourhand)],
@@ -143,7 +163,10 @@ test('that ticks run one at a time is said to Redis again where it has forgotten
 describe('of two deploys the newer has the word:', () => {
   const older: [string, Deploy][] = [
     ['an older version', { version: '1.1.9', startedAt: new Date('2026-08-21T13:00:00Z') }],
-    ['a version that is older by number, not by letter', { version: '1.1.10', startedAt: new Date('2026-08-21T13:00:00Z') }],
+    [
+      'a version that is older by number, not by letter',
+      { version: '1.1.10', startedAt: new Date('2026-08-21T13:00:00Z') },
+    ],
     ['a process that started earlier', { version: '1.2.0', startedAt: new Date('2026-08-20T12:59:59.999Z') }],
   ];
 
@@ -158,19 +181,30 @@ describe('of two deploys the newer has the word:', () => {
     await expectOne(hourhand, monthly);
   });
 
-  test.each(older)('%s does not bring back what it has put off, even after Redis lost everything', async (_, deploy) => {
-    await ensure(hourhand, yearly, deploy);
-    expect(await ensure(hourhand, 'off', today)).toBe('removed');
-    expect(await ensure(hourhand, yearly, deploy)).toBe('kept');
-    await forgetAll(hourhand);
-    expect(await ensure(hourhand, yearly, deploy)).toBe('kept');
-    await expectNone(hourhand);
-  });
+  test.each(older)(
+    '%s does not bring back what it has put off, even after Redis lost everything',
+    async (_, deploy) => {
+      await ensure(hourhand, yearly, deploy);
+      expect(await ensure(hourhand, 'off', today)).toBe('removed');
+      expect(await ensure(hourhand, yearly, deploy)).toBe('kept');
+      await forgetAll(hourhand);
+      expect(await ensure(hourhand, yearly, deploy)).toBe('kept');
+      await expectNone(hourhand);
+    },
+  );
 
   test.each<[string, Deploy, Deploy]>([
-    ['a newer version', { version: '1.9.0', startedAt: today.startedAt }, { version: '1.10.0', startedAt: new Date('2026-08-19T13:00:00Z') }],
+    [
+      'a newer version',
+      { version: '1.9.0', startedAt: today.startedAt },
+      { version: '1.10.0', startedAt: new Date('2026-08-19T13:00:00Z') },
+    ],
     ['a process that started later', today, later(today)],
-    ['a release after its preview', { version: '2.0.0-rc.1', startedAt: today.startedAt }, { version: '2.0.0', startedAt: today.startedAt }],
+    [
+      'a release after its preview',
+      { version: '2.0.0-rc.1', startedAt: today.startedAt },
+      { version: '2.0.0', startedAt: today.startedAt },
+    ],
   ])('%s overrides', async (_, before, after) => {
     await ensure(hourhand, yearly, before);
     expect(await ensure(hourhand, monthly, after)).toBe('changed');
@@ -188,7 +222,11 @@ describe('of two deploys the newer has the word:', () => {
 
   test('nor when both say it at once', async () => {
     const both = () =>
-      Promise.all(Array.from({ length: 16 }, (_, i) => ensure(hourhand, i % 2 ? monthly : yearly, i % 2 ? later(today) : today)));
+      Promise.all(
+        Array.from({ length: 16 }, (_, i) =>
+          ensure(hourhand, i % 2 ? monthly : yearly, i % 2 ? later(today) : today),
+        ),
+      );
     await both();
     await both(); // what crossed in the first round is put right by the next
     expect(new Set(await both())).toEqual(new Set(['kept']));
@@ -205,7 +243,10 @@ describe.concurrent('ticks', () => {
       for (; !done; await breathe()) outcomes.push(await ensure(working, everySecond, await deployOf(working)));
     });
     try {
-      await until(() => ticks(working), ({ completed }) => completed.length >= 5);
+      await until(
+        () => ticks(working),
+        ({ completed }) => completed.length >= 5,
+      );
     } finally {
       done = true;
       await Promise.all(hammers);
@@ -214,7 +255,10 @@ describe.concurrent('ticks', () => {
     expect(outcomes.length).toBeGreaterThan(100);
 
     // Every tick that was ever made was run, once, but for the one that is to come.
-    const { made, active, completed } = await until(() => ticks(working), (seen) => seen.active.length === seen.completed.length);
+    const { made, active, completed } = await until(
+      () => ticks(working),
+      (seen) => seen.active.length === seen.completed.length,
+    );
     expect(active).toEqual(completed);
     expect(new Set(completed).size).toBe(completed.length);
     expect(made.filter((tick) => !completed.includes(tick))).toHaveLength(1);
@@ -222,11 +266,20 @@ describe.concurrent('ticks', () => {
 
   test('go on, one at a time, after all that Redis knew is lost under a running worker', async () => {
     await using working = await startWorking(everySecond);
-    await until(() => ticks(working), ({ completed }) => completed.length >= 1);
+    await until(
+      () => ticks(working),
+      ({ completed }) => completed.length >= 1,
+    );
     await forgetAll(working);
-    await until(() => ensure(working, everySecond, { version: '0.0.1', startedAt: today.startedAt }), (ensured) => ensured === 'kept');
+    await until(
+      () => ensure(working, everySecond, { version: '0.0.1', startedAt: today.startedAt }),
+      (ensured) => ensured === 'kept',
+    );
     expect(await working.queues.ticks.getGlobalConcurrency()).toBe(1);
-    await until(() => ticks(working), ({ completed }) => completed.length >= 2);
+    await until(
+      () => ticks(working),
+      ({ completed }) => completed.length >= 2,
+    );
     expect(await working.queues.ticks.getJobSchedulersCount()).toBe(1);
   });
 
@@ -234,9 +287,15 @@ describe.concurrent('ticks', () => {
     await using working = await startWorking(yearly);
     const promoted: (string | undefined)[] = [];
     for (let i = 0; i < 3; i++) {
-      const [next] = await until(() => working.queues.ticks.getDelayed(), (delayed) => delayed.length === 1);
+      const [next] = await until(
+        () => working.queues.ticks.getDelayed(),
+        (delayed) => delayed.length === 1,
+      );
       await next?.promote();
-      await until(() => ticks(working), ({ completed }) => completed.length === i + 1);
+      await until(
+        () => ticks(working),
+        ({ completed }) => completed.length === i + 1,
+      );
       promoted.push(next?.id);
     }
     expect((await ticks(working)).completed).toEqual(promoted);
@@ -251,17 +310,26 @@ describe.concurrent('ticks', () => {
     await next?.promote();
     expect(await ensure(working, 'off', later(await deployOf(working)))).toBe('removed');
     await working.queues.ticks.resume();
-    await until(() => jobs(working), (left) => left.length === 0);
+    await until(
+      () => jobs(working),
+      (left) => left.length === 0,
+    );
     await expectNone(working);
   });
 
   test('go on after some failed', async () => {
     await using working = await startWorking(everySecond);
     await working.pool.$executeRaw`alter table "StatRange" rename to "elsewhere"`;
-    await until(async () => working.logged.filter((line) => line.msg === 'job failed'), (failures) => failures.length >= 2);
+    await until(
+      async () => working.logged.filter((line) => line.msg === 'job failed'),
+      (failures) => failures.length >= 2,
+    );
     await working.pool.$executeRaw`alter table "elsewhere" rename to "StatRange"`;
     const { completed } = await ticks(working);
-    await until(() => ticks(working), (seen) => seen.completed.length > completed.length);
+    await until(
+      () => ticks(working),
+      (seen) => seen.completed.length > completed.length,
+    );
     expect(await working.queues.ticks.getFailedCount()).toBe(0);
   });
 
@@ -271,7 +339,10 @@ describe.concurrent('ticks', () => {
     const [next] = await queue.getDelayed();
     await working.redis.hset(queue.toKey(next?.id ?? ''), { name: '', data: '{}' });
     await next?.promote();
-    await until(() => ticks(working), ({ completed }) => completed.length === 1);
+    await until(
+      () => ticks(working),
+      ({ completed }) => completed.length === 1,
+    );
     await expectOne(working, yearly);
   });
 
@@ -281,7 +352,10 @@ describe.concurrent('ticks', () => {
     const [next] = await queue.getDelayed();
     await next?.promote();
     await working.redis.del(queue.toKey(next?.id ?? ''));
-    await until(() => ensure(working, yearly, today).then(() => queue.getDelayed()), ([tick]) => tick?.name === `tick ${id}`);
+    await until(
+      () => ensure(working, yearly, today).then(() => queue.getDelayed()),
+      ([tick]) => tick?.name === `tick ${id}`,
+    );
     await expectOne(working, yearly);
   });
 
@@ -291,7 +365,10 @@ describe.concurrent('ticks', () => {
     await working.record({ user: 'ada', at: '2026-08-20T13:10:00Z' });
     await working.cover(hour, hour);
     await working.queues.ticks.add('', undefined);
-    await until(() => working.state(hour), (state) => state === 'closed');
+    await until(
+      () => working.state(hour),
+      (state) => state === 'closed',
+    );
     expect(await working.wrong()).toEqual([]);
   });
 
@@ -302,12 +379,18 @@ describe.concurrent('ticks', () => {
     const held = await holdTicks(working);
     try {
       const counts = () => queue.getJobCounts('active', 'waiting');
-      expect(await until(counts, ({ active = 0, waiting = 0 }) => active + waiting >= 2)).toEqual({ active: 1, waiting: 1 });
+      expect(await until(counts, ({ active = 0, waiting = 0 }) => active + waiting >= 2)).toEqual({
+        active: 1,
+        waiting: 1,
+      });
     } finally {
       await held.end();
     }
     const { completed } = await ticks(working);
-    await until(() => ticks(working), (seen) => seen.completed.length >= completed.length + 3);
+    await until(
+      () => ticks(working),
+      (seen) => seen.completed.length >= completed.length + 3,
+    );
   });
 
   test('that came due while nobody worked are caught up by one, though all ensure before they work', async () => {
@@ -315,11 +398,16 @@ describe.concurrent('ticks', () => {
     await ensure(idle, everySecond, { version: '0.0.1', startedAt: today.startedAt });
     const [due] = await jobs(idle);
     await until(() => overdue(idle), Boolean);
-    const ensured = await Promise.all(Array.from({ length: 8 }, () => ensure(idle, everySecond, { version: '0.0.1', startedAt: new Date() })));
+    const ensured = await Promise.all(
+      Array.from({ length: 8 }, () => ensure(idle, everySecond, { version: '0.0.1', startedAt: new Date() })),
+    );
     expect(new Set(ensured)).toEqual(new Set(['kept']));
     expect(await jobs(idle)).toEqual([due]);
     await idle.work();
-    const { completed } = await until(() => ticks(idle), (seen) => seen.completed.length >= 2);
+    const { completed } = await until(
+      () => ticks(idle),
+      (seen) => seen.completed.length >= 2,
+    );
     expect(completed[0]).toBe(due);
   });
 });
@@ -354,7 +442,9 @@ async function expectOne(hourhand: Hourhand, pattern: string): Promise<void> {
   const found = await queue.getJobSchedulers();
   expect(found).toMatchObject([{ key: id, pattern, tz: 'UTC' }]);
   expect(await jobs(hourhand)).toEqual([`repeat:${id}:${found[0]?.next}`]);
-  expect(await queue.getDelayed()).toMatchObject([{ name: `tick ${id}`, opts: { removeOnComplete: true, removeOnFail: true } }]);
+  expect(await queue.getDelayed()).toMatchObject([
+    { name: `tick ${id}`, opts: { removeOnComplete: true, removeOnFail: true } },
+  ]);
   expect(await look(hourhand)).toEqual({ id, pattern, next: new Date(found[0]?.next ?? 0), state: 'live' });
   expect(await queue.getGlobalConcurrency()).toBe(1);
 }
@@ -381,7 +471,8 @@ async function ticks({ queues, redis }: Hourhand) {
     event: fields[fields.indexOf('event') + 1],
     tick: fields[fields.indexOf('jobId') + 1] ?? '',
   }));
-  const told = (which: string) => events.filter(({ event, tick }) => event === which && tick.startsWith(`repeat:${id}:`)).map(({ tick }) => tick);
+  const told = (which: string) =>
+    events.filter(({ event, tick }) => event === which && tick.startsWith(`repeat:${id}:`)).map(({ tick }) => tick);
   return { made: [...new Set(told('added'))], active: told('active'), completed: told('completed') };
 }
 

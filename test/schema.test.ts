@@ -16,10 +16,24 @@ const tables: Record<string, { row: Row; nonsense: Record<string, Row[]>; sense:
     nonsense: {
       ModelCall_userDid_check: [{ userDid: '' }],
       ModelCall_credits_check: [{ credits: '-0.00000001' }, { credits: 'NaN' }],
-      ModelCall_tokens_check: [{ totalUsage: -1 }, { inputTokens: -1 }, { outputTokens: -1 }, { inputTokens: 1, outputTokens: -1 }],
-      ModelCall_duration_check: [{ duration: '-0.000001' }, { duration: 'NaN' }, { ttfb: '-1' }, { ttfb: 'NaN' }, { duration: '1', ttfb: 'NaN' }],
+      ModelCall_tokens_check: [
+        { totalUsage: -1 },
+        { inputTokens: -1 },
+        { outputTokens: -1 },
+        { inputTokens: 1, outputTokens: -1 },
+      ],
+      ModelCall_duration_check: [
+        { duration: '-0.000001' },
+        { duration: 'NaN' },
+        { ttfb: '-1' },
+        { ttfb: 'NaN' },
+        { duration: '1', ttfb: 'NaN' },
+      ],
       ModelCall_callTime_check: [
-        { callTime: 'infinity' }, { callTime: '-infinity' }, { callTime: '1969-12-31T23:59:59.999999Z' }, { callTime: '10000-01-01Z' },
+        { callTime: 'infinity' },
+        { callTime: '-infinity' },
+        { callTime: '1969-12-31T23:59:59.999999Z' },
+        { callTime: '10000-01-01Z' },
       ],
     },
     sense: [
@@ -32,12 +46,28 @@ const tables: Record<string, { row: Row; nonsense: Record<string, Row[]>; sense:
   },
   ModelCallStat: {
     row: {
-      timeType: 'hour', timestamp: '2026-08-20T13:00Z', userDid: 'ada', totalUsage: 1, inputTokens: 1, outputTokens: 0, imageGenerations: 0,
-      totalCredits: '0.5', totalCalls: 1, successCalls: 1, failedCalls: 0, processingCalls: 0, totalDuration: '1.5', byType: '{}', run: 1,
+      timeType: 'hour',
+      timestamp: '2026-08-20T13:00Z',
+      userDid: 'ada',
+      totalUsage: 1,
+      inputTokens: 1,
+      outputTokens: 0,
+      imageGenerations: 0,
+      totalCredits: '0.5',
+      totalCalls: 1,
+      successCalls: 1,
+      failedCalls: 0,
+      processingCalls: 0,
+      totalDuration: '1.5',
+      byType: '{}',
+      run: 1,
       computedAt: '2026-08-20T14:01Z',
     },
     nonsense: {
-      ModelCallStat_timestamp_check: [{ timestamp: '2026-08-20T13:30Z' }, { timestamp: '2026-08-20T13:00:00.000001Z' }],
+      ModelCallStat_timestamp_check: [
+        { timestamp: '2026-08-20T13:30Z' },
+        { timestamp: '2026-08-20T13:00:00.000001Z' },
+      ],
       ModelCallStat_figures_check: [{ totalCalls: -1 }, { totalUsage: -1 }, { totalCredits: 'NaN' }],
     },
     sense: [{}, { timestamp: '2026-08-20T13:00+05:00' }, { totalCalls: 0, successCalls: 0, totalUsage: 0 }],
@@ -48,9 +78,13 @@ const tables: Record<string, { row: Row; nonsense: Record<string, Row[]>; sense:
       StatHour_hour_check: [{ hour: '2026-08-20T13:30Z' }, { hour: '2026-08-20T13:00+05:30' }],
       StatHour_run_check: [{ run: -1 }, { wanted: -1 }, { wanted: 2 }, { run: 3, wanted: 5 }, { attempts: -1 }],
       StatHour_closed_check: [
-        { state: 'closed', run: 1 }, { state: 'closed', run: 1, wanted: 2, closedAt: '2026-08-20T14:01Z' },
+        { state: 'closed', run: 1 },
+        { state: 'closed', run: 1, wanted: 2, closedAt: '2026-08-20T14:01Z' },
       ],
-      StatHour_sealed_check: ['open', 'running', 'partial'].map((state) => ({ state, sealedAt: '2026-09-20T00:00Z' })),
+      StatHour_sealed_check: ['open', 'running', 'partial'].map((state) => ({
+        state,
+        sealedAt: '2026-09-20T00:00Z',
+      })),
     },
     sense: [
       {},
@@ -63,7 +97,10 @@ const tables: Record<string, { row: Row; nonsense: Record<string, Row[]>; sense:
     row: { start: '2026-08-20T13:00Z', end: null },
     nonsense: {
       StatRange_check: [
-        { end: '2026-08-20T13:00Z' }, { end: '2026-08-20T12:00Z' }, { start: '2026-08-20T13:30Z' }, { end: '2026-08-20T14:30Z' },
+        { end: '2026-08-20T13:00Z' },
+        { end: '2026-08-20T12:00Z' },
+        { start: '2026-08-20T13:30Z' },
+        { end: '2026-08-20T14:30Z' },
       ],
     },
     sense: [{}, { end: '2026-08-20T14:00Z' }],
@@ -81,9 +118,12 @@ const tables: Record<string, { row: Row; nonsense: Record<string, Row[]>; sense:
 };
 
 describe.each(Object.entries(tables))('%s', (table, { row, nonsense, sense }) => {
-  test.each(Object.entries(nonsense).flatMap(([check, rows]) => rows.map((wrong) => [wrong, check] as const)))('does not take %j', async (wrong, check) => {
-    await expect(insert(table, { ...row, ...wrong })).rejects.toThrow(`violates check constraint "${check}"`);
-  });
+  test.each(Object.entries(nonsense).flatMap(([check, rows]) => rows.map((wrong) => [wrong, check] as const)))(
+    'does not take %j',
+    async (wrong, check) => {
+      await expect(insert(table, { ...row, ...wrong })).rejects.toThrow(`violates check constraint "${check}"`);
+    },
+  );
 
   test.each(sense.map((right) => [right] as const))('takes %j', async (right) => {
     expect(await insert(table, { ...row, ...right })).toBe(1);
@@ -110,13 +150,25 @@ test.each<[string, Row]>([
 test("the end of a call moves no index: the gateway's UPDATE stays within its page", async () => {
   const { pool } = hourhand;
   const id = 'call-1';
-  await pool.modelCall.create({ data: { id, userDid: 'ada', providerId: 'openai', model: 'gpt', type: 'chatCompletion' } });
+  await pool.modelCall.create({
+    data: { id, userDid: 'ada', providerId: 'openai', model: 'gpt', type: 'chatCompletion' },
+  });
   const counts = await pool.$transaction(async (db) => {
     await db.modelCall.update({
       where: { id },
       data: {
-        status: 'success', totalUsage: 12n, inputTokens: 10n, outputTokens: 2n, credits: '0.00000001', duration: '1.5', ttfb: '0.2',
-        usageMetrics: { tokens: 12 }, metadata: { some: 'thing' }, requestId: 'r', traceId: 't', credentialId: 'c',
+        status: 'success',
+        totalUsage: 12n,
+        inputTokens: 10n,
+        outputTokens: 2n,
+        credits: '0.00000001',
+        duration: '1.5',
+        ttfb: '0.2',
+        usageMetrics: { tokens: 12 },
+        metadata: { some: 'thing' },
+        requestId: 'r',
+        traceId: 't',
+        credentialId: 'c',
       },
     });
     return db.$queryRaw`select n_tup_upd::int as updated, n_tup_hot_upd::int as hot from pg_stat_xact_user_tables where relname = 'ModelCall'`;
@@ -129,7 +181,9 @@ async function insert(table: string, row: Row): Promise<number> {
   const columns = Object.keys(row).map((name) => `"${name}"`);
   const values = Object.values(row).map((value) => (value === null ? 'null' : `'${value}'`));
   const { pool } = hourhand;
-  const taken = await pool.$executeRawUnsafe(`insert into "${table}" (${columns.join(', ')}) values (${values.join(', ')})`);
+  const taken = await pool.$executeRawUnsafe(
+    `insert into "${table}" (${columns.join(', ')}) values (${values.join(', ')})`,
+  );
   await pool.$executeRawUnsafe(`delete from "${table}"`);
   return taken;
 }

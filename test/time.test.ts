@@ -34,10 +34,18 @@ describe('an hour', () => {
     expect(isHour(text)).toBe(true);
   });
 
-  test.each(['', 'yesterday', '2026-08-20', '2026-08-20T24', '2026-02-30T00', '2026-08-20T13:00', '2026-13-01T00', '2026-8-20T13', '2026-08-20T13Z', ' 2026-08-20T13'])(
-    '"%s" is none',
-    (text) => expect(isHour(text)).toBe(false),
-  );
+  test.each([
+    '',
+    'yesterday',
+    '2026-08-20',
+    '2026-08-20T24',
+    '2026-02-30T00',
+    '2026-08-20T13:00',
+    '2026-13-01T00',
+    '2026-8-20T13',
+    '2026-08-20T13Z',
+    ' 2026-08-20T13',
+  ])('"%s" is none', (text) => expect(isHour(text)).toBe(false));
 });
 
 describe('an instant', () => {
@@ -177,7 +185,9 @@ describe('a pattern', () => {
       at = nextRun('0 0 * * * *', at);
       expect(at).toEqual(new Date(Date.parse(from) + i * 3_600_000));
     }
-    expect(nextRun('0 0 0 * * *', new Date(from)).toISOString()).toBe(new Date(Date.parse(from.slice(0, 10)) + 86_400_000).toISOString());
+    expect(nextRun('0 0 0 * * *', new Date(from)).toISOString()).toBe(
+      new Date(Date.parse(from.slice(0, 10)) + 86_400_000).toISOString(),
+    );
   });
 });
 

@@ -78,7 +78,8 @@ export function reasonOf(error: unknown): string {
   if (server?.originalMessage) return `${server.originalMessage} (${server.originalCode})`;
   const text =
     error instanceof Error ? error.message || String((error as NodeJS.ErrnoException).code) : String(error);
-  return text.trim().split('\n').at(-1) ?? text;
+  const last = text.trim().split('\n').at(-1) ?? text;
+  return /Message: `(.+)`$/.exec(last)?.[1] ?? last;
 }
 
 function serverError(error: unknown): { originalCode?: string; originalMessage?: string } | undefined {

@@ -1,8 +1,9 @@
 // How do imported calls reach the table? Plain pg, because Prisma has no COPY.
 
 import type { Writable } from 'node:stream';
-import pg from 'pg';
+import type pg from 'pg';
 import { from as copyFrom } from 'pg-copy-streams';
+import { connectClient } from './client.ts';
 
 /** What a file says of a call: its name there, in the order in which rows are copied, and the table's column and type. */
 const COLUMNS = {
@@ -44,7 +45,7 @@ export async function inImport<T>(
   keep: (result: T) => boolean,
 ): Promise<T> {
   signal?.throwIfAborted();
-  const client = await connected(databaseUrl);
+  const client = await connectClient(databaseUrl, 'import');
   let cancel = () => {};
   try {
     cancel = await canceller(client, databaseUrl);
@@ -163,7 +164,7 @@ export async function analyzeCalls(transaction: ImportTransaction): Promise<void
 
 /** Whether there is any call at all. */
 export async function hasCalls(databaseUrl: string): Promise<boolean> {
-  const client = await connected(databaseUrl);
+  const client = await connectClient(databaseUrl, 'import');
   const found = await client.query('SELECT FROM "ModelCall" LIMIT 1').finally(() => client.end());
   return found.rowCount !== 0;
 }
@@ -174,22 +175,11 @@ async function ask<Row>({ client, signal }: ImportTransaction, sql: string): Pro
   return result.rows as Row[]; // The caller wrote the statement: it knows the shape.
 }
 
-async function connected(databaseUrl: string): Promise<pg.Client> {
-  const client = new pg.Client({
-    connectionString: databaseUrl,
-    application_name: 'hourhand import',
-    connectionTimeoutMillis: 10_000,
-  });
-  client.on('error', () => {}); // A lost connection is told by the statement that it interrupts.
-  await client.connect();
-  return client;
-}
-
 /** Aborting must end the statement that runs at this moment: hanging up would leave it running to its end. */
 async function canceller(client: pg.Client, databaseUrl: string): Promise<() => void> {
   const { rows } = await client.query<{ pid: number }>('SELECT pg_backend_pid() AS pid');
   const cancelling = async () => {
-    const other = await connected(databaseUrl);
+    const other = await connectClient(databaseUrl, 'import');
     await other.query('SELECT pg_cancel_backend($1)', [rows[0]?.pid]).finally(() => other.end());
   };
   return () => void cancelling().catch(() => {}); // The server is gone: nothing is left to cancel.

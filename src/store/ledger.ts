@@ -204,6 +204,15 @@ export async function shardsOf(db: Db, hour: Hour, run: number): Promise<Shard[]
   return rows.map((row) => ({ ...row, hour }));
 }
 
+type UndoneShard = Omit<Shard, 'hour'> & { error: string | null };
+
+async function undoneShards(db: Db, hour: Hour, run: number, limit: number): Promise<UndoneShard[]> {
+  return db.$queryRaw<UndoneShard[]>`
+    select shard, lo::int, hi::int, "userDid", error from "StatShard"
+     where hour = ${startOf(hour)}::timestamptz and run = ${run}::int and state <> 'done'
+     order by shard limit ${limit}::int`;
+}
+
 /** Write down why those shards of a run that lie within a scope could not be done. */
 export async function failShards(db: Db, { hour, lo, hi, users }: Scope, run: number, error: string): Promise<void> {
   await db.$executeRaw`
@@ -244,6 +253,9 @@ export async function closeHour(
   policy: ClosePolicy,
   now?: Now,
 ): Promise<Closing> {
+  // Asked after its own commit, so that of two last children the later one sees both done; and without the lock, so that
+  // a thousand children do not queue for it.
+  if (as === 'child' && (await undoneShards(pool, hour, run, 1)).length > 0) return { outcome: 'unfinished' };
   return pool.$transaction(async (db): Promise<Closing> => {
     const start = startOf(hour);
     const [ledger] = await db.$queryRaw<
@@ -255,9 +267,7 @@ export async function closeHour(
     if (ledger.state === 'closed') return { outcome: 'closed', already: true, users, calls };
     if (ledger.state === 'open') return { outcome: 'open' };
 
-    const undone = await db.$queryRaw<(Omit<Shard, 'hour'> & { error: string | null })[]>`
-      select shard, lo::int, hi::int, "userDid", error from "StatShard"
-       where hour = ${start}::timestamptz and run = ${run}::int and state <> 'done' order by shard limit 21`;
+    const undone = await undoneShards(db, hour, run, 21);
     if (undone.length > 0) {
       if (as === 'child') return { outcome: 'unfinished' };
       return { outcome: 'partial', ...(await setPartial(db, hour, nameShards(undone), policy, now)) };
@@ -313,7 +323,7 @@ function countOf(hour: Hour): Sql.Sql {
 }
 
 /** What an operator reads in the ledger, on the job and in the log: at most 20 shards, each with its users and its reason. */
-function nameShards(undone: readonly (Omit<Shard, 'hour'> & { error: string | null })[]): string {
+function nameShards(undone: readonly UndoneShard[]): string {
   const named = undone
     .slice(0, 20)
     .map(({ lo, hi, userDid, error }) => error ?? `${userDid ?? `buckets ${lo}–${hi}`}: not done`);

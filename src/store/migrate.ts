@@ -3,7 +3,8 @@
 import { createHash, randomUUID } from 'node:crypto';
 import { existsSync, readdirSync, readFileSync } from 'node:fs';
 import path from 'node:path';
-import pg from 'pg';
+import type pg from 'pg';
+import { connectClient } from './client.ts';
 import type { Db } from './db.ts';
 
 /** The advisory lock that Prisma's own engine takes, so that neither runs beside the other. */
@@ -28,13 +29,7 @@ export async function migrate(
   folder: string,
   onApplied: (name: string) => void = () => {},
 ): Promise<string[]> {
-  const client = new pg.Client({
-    connectionString: url,
-    application_name: 'hourhand migrate',
-    connectionTimeoutMillis: 10_000,
-  });
-  client.on('error', () => {}); // the query under way rejects with it
-  await client.connect();
+  const client = await connectClient(url, 'migrate');
   try {
     await client.query("set lock_timeout = '60s'");
     await client.query('select pg_advisory_lock($1)', [PRISMA_LOCK]);
