@@ -98,8 +98,7 @@ export async function startWorker(connections: Connections): Promise<{ stop(): P
     }
     await enqueueOwed(deps);
   };
-  await ensure();
-
+  // At work first: what is waiting need not wait for a look at everything.
   const workers = [
     work(statsTick.queue, 1, MINUTE_MS, tickStatsProcessor(deps)),
     work(rollUpHour.queue, config.WORKER_CONCURRENCY, 5 * MINUTE_MS, rollUpHourProcessor(deps)),
@@ -107,23 +106,27 @@ export async function startWorker(connections: Connections): Promise<{ stop(): P
     work(rollUpMarks.queue, 1, 15 * MINUTE_MS, rollUpMarksProcessor(deps)),
   ];
   const stopping = new AbortController();
-  const ensuring = repeat(ENSURE_MS, stopping.signal, () => ensure().catch((error) => onError('ensure')(error)));
-  log.info({ version, concurrency: config.WORKER_CONCURRENCY }, 'worker started');
-
-  return {
-    async stop() {
-      stopping.abort();
-      // An idle close can hang for as long as Redis does not answer.
-      const drained = await Promise.race([
-        Promise.all(workers.map((worker) => worker.close())),
-        sleep(DRAIN_MS, 'late' as const),
-      ]);
-      if (drained === 'late') log.warn('jobs still running after the deadline: another worker takes them over');
-      await Promise.race([ensuring, sleep(500)]);
-      connection.disconnect();
-      log.info('worker stopped');
-    },
+  let ensuring = ensure();
+  const stop = async () => {
+    stopping.abort();
+    // An idle close can hang for as long as Redis does not answer.
+    const closed = Promise.all(workers.map((worker) => worker.close()));
+    if ((await Promise.race([closed, sleep(DRAIN_MS, 'late' as const)])) === 'late') {
+      log.warn('jobs still running after the deadline: another worker takes them over');
+    }
+    await Promise.race([ensuring, sleep(500)]).catch(() => {});
+    connection.disconnect();
+    log.info('worker stopped');
   };
+  try {
+    await ensuring;
+  } catch (error) {
+    await stop();
+    throw error;
+  }
+  ensuring = repeat(ENSURE_MS, stopping.signal, () => ensure().catch((error) => onError('ensure')(error)));
+  log.info({ version, concurrency: config.WORKER_CONCURRENCY }, 'worker started');
+  return { stop };
 }
 
 /** Rejects when the signal aborts: a processor that hangs must not hold its hour for ever. */

@@ -110,6 +110,11 @@ test.each([
   await hourhand.record(...crowd(100));
   await rolledUp(hourhand, hour);
   expect(await hourhand.wrong()).toEqual([]);
+  // The last child closes the hour, and is completed after that.
+  await until(
+    () => hourhand.queues.hours.getJobCountByTypes('completed'),
+    (count) => count === 1,
+  );
   expect(await hourhand.queues.users.getJobCountByTypes('completed')).toBe(children);
   const names = (await hourhand.queues.users.getJobs(['completed'])).map((job) => job.name);
   expect(names).toContain(children === 100 ? 'user user-7 2026-08-20T13' : 'buckets 0–31 2026-08-20T13');
