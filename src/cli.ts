@@ -120,6 +120,8 @@ try {
 } catch (error) {
   process.exitCode = exitCodeOf(error);
 }
+// What a library may have left open (a socket to a server that does not answer) must not keep a command.
+setTimeout(() => process.exit(), 500).unref();
 
 /** Read only by those who stay: a command that is typed and answers should not load a web server. */
 function app() {
@@ -128,13 +130,15 @@ function app() {
 
 function withRange(command: Command): Command {
   return command
-    .requiredOption('--from <T>', 'start: ISO-8601 (UTC where it names no zone) or Unix seconds', instant)
-    .requiredOption('--to <T>', 'end, not included', instant);
+    .requiredOption('--from <T>', 'start: ISO-8601 (UTC where it names no zone) or Unix seconds', (text) =>
+      instant(text, 'down'),
+    )
+    .requiredOption('--to <T>', 'end, not included', (text) => instant(text, 'up'));
 }
 
-function instant(text: string): Date {
+function instant(text: string, rounded: 'up' | 'down'): Date {
   try {
-    return parseInstant(text);
+    return parseInstant(text, rounded);
   } catch (error) {
     throw new InvalidArgumentError(error instanceof Error ? error.message : String(error));
   }
@@ -150,8 +154,6 @@ function rangeOf(from: Date, to: Date): Range {
 /** Read the environment, do the work, and turn its result into the exit code. */
 async function run(work: (config: Config) => Promise<number>): Promise<void> {
   process.exitCode = await work(readConfig());
-  // What a library may have left open (a socket to a server that does not answer) must not keep a command.
-  setTimeout(() => process.exit(), 500).unref();
 }
 
 async function withConnections(

@@ -126,6 +126,8 @@ type Parsed = { [Name in keyof typeof environment]: z.infer<(typeof environment)
 export type Config = Parsed & {
   /** The database is the private one of this checkout, not one that somebody gave. */
   readonly privateDatabase: boolean;
+  /** The variables that the environment says something of; the others have their defaults. */
+  readonly given: ReadonlySet<string>;
 };
 
 /** What is wrong with the environment; the message names each variable, what was expected and what was found. */
@@ -169,5 +171,10 @@ export function readConfig(env: NodeJS.ProcessEnv = process.env): Config {
   if (problems.length > 0) throw new ConfigError(problems.join('\n'));
   // Each name was parsed by its own schema just above.
   const parsed = Object.fromEntries(values) as Parsed;
-  return { ...parsed, privateDatabase: !env.DATABASE_URL || env.DATABASE_URL === servers.databaseUrl };
+  const privateDatabase = !env.DATABASE_URL || env.DATABASE_URL === servers.databaseUrl;
+  return {
+    ...parsed,
+    privateDatabase,
+    given: new Set(Object.keys(environment).filter((name) => env[name] !== undefined)),
+  };
 }

@@ -12,7 +12,7 @@ import {
 } from 'bullmq';
 import { version } from './config.ts';
 import { type Connections, quiet } from './connections.ts';
-import type { Context, Process } from './processors/context.ts';
+import type { Process } from './processors/context.ts';
 import { rollUpHourProcessor } from './processors/roll-up-hour.ts';
 import { rollUpMarksProcessor } from './processors/roll-up-marks.ts';
 import { rollUpUsersProcessor } from './processors/roll-up-users.ts';
@@ -40,6 +40,13 @@ const SIGNALS = [WaitingChildrenError, DelayedError, WaitingError, RateLimitErro
 export async function startWorker(connections: Connections): Promise<{ stop(): Promise<void> }> {
   const { config, log, pool, redis, queues, policy } = connections;
   const onError = quiet(log);
+  const found = await maxmemoryPolicy(redis);
+  if (found !== 'noeviction') {
+    log.warn({ expected: 'noeviction', found }, 'Redis may throw jobs away: set its maxmemory-policy');
+  }
+  await coverFromNowOn(pool);
+  const deploy = await deployOf(pool, version);
+  // Opened once nothing can fail any more that would leave it open.
   const connection = workerConnection({ url: config.REDIS_URL, prefix: config.REDIS_PREFIX }, onError('Redis'));
   const work = (queue: string, concurrency: number, deadlineMs: number, process: Process) => {
     const worker = new Worker(queue, (job, token, signal) => run(process, deadlineMs, job, token, signal), {
@@ -73,24 +80,28 @@ export async function startWorker(connections: Connections): Promise<{ stop(): P
   };
 
   const run = async (process: Process, deadlineMs: number, job: Job, token = '', signal?: AbortSignal) => {
-    const deadline = AbortSignal.timeout(deadlineMs);
-    const context: Context = { job, token, log, signal: signal ? AbortSignal.any([signal, deadline]) : deadline };
+    const ending = new AbortController();
+    const give = (reason: unknown) => ending.abort(new Error(`given up: ${reasonOf(reason)}`));
+    const lost = () => give(signal?.reason);
+    const deadline = setTimeout(
+      () => give(new Error(`not done within ${deadlineMs / MINUTE_MS} minutes`)),
+      deadlineMs,
+    );
+    signal?.addEventListener('abort', lost);
     try {
-      return await Promise.race([process(context), aborted(context.signal)]);
+      return await Promise.race([process({ job, token, log, signal: ending.signal }), aborted(ending.signal)]);
     } catch (error) {
       if (error instanceof UnrecoverableError || SIGNALS.some((Signal) => error instanceof Signal)) throw error;
       // Without the database client's preamble: this is what an operator reads in Bull Board.
       throw new Error(reasonOf(error), { cause: error });
+    } finally {
+      // Else each job would be kept in memory until its deadline.
+      clearTimeout(deadline);
+      signal?.removeEventListener('abort', lost);
     }
   };
 
-  const found = await maxmemoryPolicy(redis);
-  if (found !== 'noeviction')
-    log.warn({ expected: 'noeviction', found }, 'Redis may throw jobs away: set its maxmemory-policy');
-
   const deps = { pool, queues, policy };
-  await coverFromNowOn(pool);
-  const deploy = await deployOf(pool, version);
   const ensure = async () => {
     for (const wish of wishes(queues, { modelCallStats: config.MODEL_CALL_STATS_CRON_TIME })) {
       const ensured = await ensureScheduler(pool, wish, deploy);
@@ -132,9 +143,7 @@ export async function startWorker(connections: Connections): Promise<{ stop(): P
 /** Rejects when the signal aborts: a processor that hangs must not hold its hour for ever. */
 function aborted(signal: AbortSignal): Promise<never> {
   return new Promise((_, reject) => {
-    const abort = () => reject(new Error(`given up: ${reasonOf(signal.reason)}`));
-    if (signal.aborted) abort();
-    else signal.addEventListener('abort', abort, { once: true });
+    signal.addEventListener('abort', () => reject(signal.reason), { once: true });
   });
 }
 

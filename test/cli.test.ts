@@ -36,7 +36,7 @@ describe.concurrent('from a file of calls to a verified bill:', () => {
   let hourhand: Hourhand;
   let worker: { stop(): Promise<void> };
   beforeAll(async () => {
-    hourhand = await startHourhand();
+    hourhand = await startHourhand({}, { locale: 'en-US' }); // reports are in byte order all the same
   });
   afterAll(() => hourhand[Symbol.asyncDispose]());
 
@@ -232,12 +232,14 @@ bob,2026-08-20T13:00:00Z,chatCompletion,1,0,0,0.00000000
     expect(line).toContain(
       '2026-08-21T11 partial: eve: numeric field overflow (22003)\n1 hours could not be closed; they are tried again by themselves\n',
     );
-    expect((await ask('status')).stdout).toMatch(
+    // It stays partial for as long as it is looked at.
+    await hourhand.pool
+      .$executeRaw`update "StatHour" set "nextAttemptAt" = now() + interval '1 day' where state = 'partial'`;
+    const [status, stats] = await Promise.all([ask('status'), ask('stats', ...eleven)]);
+    expect(status.stdout).toMatch(
       /^partial +2026-08-21T11 run \d+: eve: numeric field overflow \(22003\), again at 20/m,
     );
-    expect((await ask('stats', ...eleven)).line).toContain(
-      '1 hours of [2026-08-21T11, 2026-08-21T12) are not closed',
-    );
+    expect(stats.line).toContain('1 hours of [2026-08-21T11, 2026-08-21T12) are not closed');
   });
 
   test.sequential('status says the same to machines', async () => {
@@ -295,22 +297,24 @@ bob,2026-08-20T13:00:00Z,chatCompletion,1,0,0,0.00000000
   test.sequential('a sealed hour is named, and what has become of its calls is no difference', async () => {
     await hourhand.pool.$executeRaw`update "StatHour" set "sealedAt" = now() where hour = '2026-08-20T13:00Z'`;
     const thirteen = ['--from', '2026-08-20T13', '--to', '2026-08-20T14'];
-    expect(await ask('verify', ...thirteen)).toMatchObject({ code: 0, stdout: '2026-08-20T13 sealed\n' });
-    expect((await ask('backfill', ...thirteen)).line).toContain(
-      '1 hours are sealed and stay as they are, the first 2026-08-20T13\n',
-    );
+    const [verify, backfill] = await Promise.all([ask('verify', ...thirteen), ask('backfill', ...thirteen)]);
+    expect(verify).toMatchObject({ code: 0, stdout: '2026-08-20T13 sealed\n' });
+    expect(backfill.line).toContain('1 hours are sealed and stay as they are, the first 2026-08-20T13\n');
   });
 
   test.sequential('a report whose reader has seen enough ends quietly', async () => {
     await hourhand.pool.$executeRaw`
       insert into "ModelCallStat" select 'hour', '2026-08-22T13:00Z', 'user-' || i, 1, 0, 0, 0, 0, 1, 1, 0, 0, 0, '{}', 1, now()
         from generate_series(1, 20000) i`;
-    for (const command of [['stats', '--format', 'csv'], ['verify']]) {
+    const cut = async (...command: string[]) => {
       const report = start(hourhand.environment, [...command, '--from', '2026-08-22T13', '--to', '2026-08-22T14']);
-      await once(report.child.stdout ?? report.child, 'data');
-      report.child.stdout?.destroy();
+      await once(report.child.stdout, 'data');
+      report.child.stdout.destroy();
       await report.ended;
-      expect(report.stderr).not.toMatch(/EPIPE|\n {4}at /);
+      return report.stderr;
+    };
+    for (const stderr of await Promise.all([cut('stats', '--format', 'csv'), cut('verify')])) {
+      expect(stderr).not.toMatch(/EPIPE|\n {4}at /);
     }
   });
 });
@@ -340,6 +344,23 @@ describe.concurrent('a server that does not answer ends a command with 1, and on
       stdout: '',
       line: expect.stringMatching(/^Redis: not ready within 10 s: connect ECONNREFUSED 127\.0\.0\.1:1$/),
     });
+  });
+
+  test('no database of that number in Redis', async () => {
+    await using database = await createDatabase();
+    const url = Object.assign(new URL(REDIS_URL()), { pathname: '/999' }).href;
+    expect(await run({ ...nowhere, DATABASE_URL: database.url, REDIS_URL: url }, ['status'])).toEqual({
+      code: 1,
+      stdout: '',
+      line: expect.stringContaining('DB index is out of range'),
+    });
+  });
+
+  test('a table that is not there, for a worker: it says so, and does not stay', async () => {
+    await using hourhand = await startHourhand();
+    await hourhand.pool.$executeRaw`alter table "StatSchedule" rename to "elsewhere"`;
+    const { code, stderr } = await hourhand.run(['worker']);
+    expect([code, stderr]).toEqual([1, 'hourhand: relation "StatSchedule" does not exist (42P01)\n']);
   });
 
   test.each([['status'], ['migrate'], ['import', '-']])('no PostgreSQL, for %s', async (...args) => {
@@ -404,6 +425,21 @@ describe.concurrent('what stays until it is stopped', () => {
     expect(await hourhand.queues.hours.getWorkersCount()).toBe(1);
     expect(await stopped(up.child, 'SIGINT')).toEqual({ code: 0, signal: null });
     await expect(fetch(`${url}/healthz`)).rejects.toThrow();
+  });
+
+  test('waits until a mended user is tried, not for what the hour said before', async () => {
+    await using hourhand = await startHourhand();
+    const overflowing = { user: 'eve', at: '2026-08-20T13:10:00Z', credits: '999999999999' };
+    await hourhand.record(overflowing, overflowing);
+    hourhand.spawn('worker');
+    expect(await hourhand.run(['backfill', ...span, '--wait'])).toMatchObject({ code: 1 });
+    const user = ['backfill', ...span, '--user', 'eve', '--wait'];
+    expect(await hourhand.run(user)).toMatchObject({
+      code: 1,
+      stderr: expect.stringContaining('eve: numeric field'),
+    });
+    await hourhand.pool.$executeRaw`update "ModelCall" set credits = 1`;
+    expect(await hourhand.run(user)).toMatchObject({ code: 0, stderr: expect.stringContaining('all closed') });
   });
 
   test('says that nobody works, where a backfill waits, and ends when somebody has', async () => {

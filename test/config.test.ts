@@ -23,6 +23,7 @@ test('with both servers given, everything else has a default', () => {
     STORE_ZERO_ROWS: false,
     PARTIAL_BACKOFF_MAX_SECONDS: 3_600,
     privateDatabase: false,
+    given: new Set(['DATABASE_URL', 'REDIS_URL']),
   });
   expect(WORKER_CONCURRENCY).toBeGreaterThanOrEqual(1);
   expect(WORKER_CONCURRENCY).toBeLessThanOrEqual(4);
@@ -58,6 +59,7 @@ test('every variable is read, and read as what it is', () => {
     STORE_ZERO_ROWS: true,
     PARTIAL_BACKOFF_MAX_SECONDS: 86_400,
     privateDatabase: false,
+    given: new Set(Object.keys(environment)),
   });
 });
 

@@ -100,6 +100,50 @@ test('a mended user closes the partial hour that waited for nobody else', async 
   expect(await hourhand.wrong()).toEqual([]);
 });
 
+test('an hour that never ran is not closed by a mended mark', async () => {
+  await using hourhand = await startHourhand();
+  await hourhand.record(
+    { user: 'ada', at, credits: '999999999999' },
+    { user: 'ada', at, credits: '1' },
+    { user: 'bob', at },
+  );
+  await hourhand.work();
+  await backfillUser(hourhand, 'ada', range);
+  await until(
+    () => hourhand.state(hour),
+    (state) => state === 'partial',
+  );
+  await hourhand.pool.$executeRaw`update "ModelCall" set credits = 1 where "userDid" = 'ada'`;
+  await backfillUser(hourhand, 'ada', range);
+  await until(
+    () => hourhand.stat('ada', hour),
+    (stat) => stat !== undefined,
+  );
+  await until(
+    () => hourhand.hour(hour),
+    (row) => row?.state === 'open' && row.error === null,
+  );
+  expect(await hourhand.wrong()).toEqual(['bob 2026-08-20 13:00:00+00']);
+});
+
+test('a user who is rolled up alone keeps the row of zeros where zeros are stored', async () => {
+  await using hourhand = await startHourhand({ STORE_ZERO_ROWS: 'true' });
+  await hourhand.record({ user: 'ada', at }, { user: 'bob', at }, { user: 'bob', at: '2026-08-20T12:10:00Z' });
+  await hourhand.work();
+  await hourhand.backfill(hour);
+  await until(
+    () => hourhand.state(hour),
+    (state) => state === 'closed',
+  );
+  await hourhand.pool
+    .$executeRaw`delete from "ModelCall" where "userDid" = 'bob' and "callTime" >= ${range.start}::timestamptz`;
+  await backfillUser(hourhand, 'bob', range);
+  await until(
+    () => hourhand.stat('bob', hour),
+    (stat) => stat?.totalCalls === '0',
+  );
+});
+
 test('above a thousand marked users the whole hour is asked for', async () => {
   await using hourhand = await closedHour({ user: 'ada', at });
   await hourhand.record(...Array.from({ length: 1_001 }, (_, i) => ({ user: `u${i}`, at })));

@@ -187,6 +187,18 @@ test('nothing is allotted that is not owed: not ended, not covered, closed, seal
   expect(await allotRun(pool, hour, policy)).toBeUndefined();
 });
 
+test('an hour whose row was deleted begins at run 1 again, whatever is left of its shards', async () => {
+  await using hourhand = await startHourhand();
+  const { pool, policy } = hourhand;
+  await hourhand.cover(hour, hour);
+  await hourhand.record({ user: 'ada', at }, { user: 'bob', at });
+  await allotRun(pool, hour, policy);
+  await pool.$executeRaw`delete from "StatHour"`;
+  await hourhand.record({ user: 'cyd', at });
+  expect(await allotRun(pool, hour, policy)).toMatchObject({ run: 1 });
+  expect((await shardsOf(pool, hour, 1)).map(({ userDid }) => userDid)).toEqual(['ada', 'bob', 'cyd']);
+});
+
 test('the newest ended hour comes first, then the oldest; holes in the middle are owed', async () => {
   await using hourhand = await startHourhand();
   const now = new Date('2026-08-20T15:20:00Z');

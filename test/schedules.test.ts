@@ -160,6 +160,16 @@ test('that ticks run one at a time is said to Redis again where it has forgotten
   }
 });
 
+test('hourhand schedule, typed where the pattern is not set, leaves it as the workers said', async () => {
+  await using working = await startHourhand({ MODEL_CALL_STATS_CRON_TIME: yearly });
+  expect(await working.run(['schedule'])).toMatchObject({ code: 0, stdout: expect.stringContaining(yearly) });
+  const { MODEL_CALL_STATS_CRON_TIME: _, ...silent } = working.environment as Record<string, string>;
+  Object.assign(working.environment, { MODEL_CALL_STATS_CRON_TIME: undefined }, silent);
+  expect(await working.run(['schedule'])).toMatchObject({ code: 0, stdout: expect.stringContaining(yearly) });
+  Object.assign(working.environment, { MODEL_CALL_STATS_CRON_TIME: monthly });
+  expect(await working.run(['schedule'])).toMatchObject({ code: 0, stdout: expect.stringContaining(monthly) });
+});
+
 describe('of two deploys the newer has the word:', () => {
   const older: [string, Deploy][] = [
     ['an older version', { version: '1.1.9', startedAt: new Date('2026-08-21T13:00:00Z') }],

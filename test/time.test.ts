@@ -83,12 +83,21 @@ describe('an instant', () => {
     ['2026-08-20T25', 'no hour'],
     ['2026-08-20T13:00:60Z', 'no second'],
     ['2026-08-20 13:00', 'two words'],
+    ['13:00', 'no date'],
+    ['2026-08-20T13:00-99:00', 'no offset'],
     [' 2026-08-20T13', 'a blank before it'],
   ])('"%s" is none: %s', (text) => {
     expect(() => parseInstant(text)).toThrow(
       new RangeError(`expected an ISO-8601 instant such as 2026-08-20T13:00:00Z, or Unix seconds, got "${text}"`),
     );
   });
+});
+
+test('digits below the millisecond are cut at a start, and round an end up', () => {
+  const text = '2026-08-20T14:00:00.0005Z';
+  expect(parseInstant(text).toISOString()).toBe('2026-08-20T14:00:00.000Z');
+  expect(parseInstant(text, 'up').toISOString()).toBe('2026-08-20T14:00:00.001Z');
+  expect(parseInstant('2026-08-20T14:00:00.0000Z', 'up').toISOString()).toBe('2026-08-20T14:00:00.000Z');
 });
 
 describe('a range', () => {

@@ -91,13 +91,10 @@ async function oneUser(
   if (!wait || hours.length === 0) return 0;
   let failed: HourLine[] = [];
   await until(connections, hours.length, async () => {
-    // A mark that is left in an hour that is partial is one that could not be stored.
+    // A mark is left, and its hour names the user and is in back-off again: it was tried, and could not be stored.
     const left = await marksLeft(pool, user, hours, seq);
-    const settled = await settledHours(
-      pool,
-      left.map((hour) => ({ hour, wanted: 0 })),
-    );
-    failed = settled.filter((line) => line.state === 'partial');
+    const wanted = left.map((hour) => ({ hour, wanted: 0 }));
+    failed = (await settledHours(pool, wanted)).filter((line) => line.nextAttemptAt && line.error?.includes(user));
     return hours.length - left.length + failed.length;
   });
   return report(failed);

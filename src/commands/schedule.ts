@@ -7,7 +7,10 @@ import { ensureScheduler, inspectScheduler, wishes } from '../producers/schedule
 import { deployOf } from '../store/schedules.ts';
 
 export async function schedule({ pool, queues, config }: Connections): Promise<number> {
-  const deploy = await deployOf(pool, version);
+  // Typed in a shell that says nothing of it, this is no deploy: what the workers were started with stands.
+  const deploy = config.given.has('MODEL_CALL_STATS_CRON_TIME')
+    ? await deployOf(pool, version)
+    : { version: '0.0.0', startedAt: new Date(0) };
   const table = new Table({
     head: ['scheduler', 'pattern (UTC)', 'next run', 'state', ''],
     style: { head: [], border: [] },

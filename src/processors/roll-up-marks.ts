@@ -8,6 +8,7 @@ import { rollUpMarks } from '../queues/stats.ts';
 import type { Pool } from '../store/db.ts';
 import { type ClosePolicy, failHour, recountHour, requestHours } from '../store/ledger.ts';
 import { markedScopes } from '../store/marks.ts';
+import { storeZeroRows } from '../store/stats.ts';
 import { endOf, startOf } from '../time/hour.ts';
 import { closeHourAloud } from './close-hour.ts';
 import type { Context } from './context.ts';
@@ -42,6 +43,7 @@ export function rollUpMarksProcessor(deps: { pool: Pool; queues: Queues; policy:
       await job.updateProgress(Math.round((100 * (i + 1)) / scopes.length));
     }
     await recountHour(pool, hour);
+    if (policy.storeZeroRows) await storeZeroRows(pool, hour, policy.windowDays);
     await job.log(`${users - failed.length} of ${users} users rolled up again`);
     if (failed.length > 0) {
       const error = nameFailed(failed);

@@ -108,7 +108,7 @@ export async function backfillUser(
   range: Range,
   now?: Now,
 ): Promise<{ hours: Hour[]; seq: bigint }> {
-  const marked = await markUser(pool, userDid, range, now);
+  const marked = await pool.$transaction((db) => markUser(db, userDid, range, now));
   await enqueueMarks(queues, marked.hours);
   return marked;
 }

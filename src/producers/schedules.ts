@@ -63,7 +63,7 @@ export async function ensureScheduler(db: Db, wish: Wish, deploy: Deploy): Promi
   const schedule = await settleSchedule(db, id, wish.pattern, deploy);
   // The limit lives in Redis too, and goes with it: without it a slow tick runs beside the next.
   if ((await queue.getGlobalConcurrency()) !== 1) await queue.setGlobalConcurrency(1);
-  const { state } = await inspectScheduler(db, wish);
+  const state = await stateOf(queue, schedule.pattern, await queue.getJobScheduler(id));
   if (state === 'live' || state === 'off') return 'kept';
   if (schedule.pattern === 'off') return (await queue.removeJobScheduler(id)) ? 'removed' : 'kept';
   await upsert(queue, schedule);

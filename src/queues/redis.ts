@@ -43,7 +43,6 @@ function open(url: string, onError: (error: Error) => void, options: RedisOption
  * @throws {Error} when it is not within `ms`, with Redis' last error
  */
 export async function untilReady(redis: Redis, ms: number): Promise<void> {
-  if (redis.status === 'ready') return;
   let last: Error | undefined;
   const remember = (error: Error) => {
     last = error;
@@ -51,6 +50,7 @@ export async function untilReady(redis: Redis, ms: number): Promise<void> {
   redis.on('error', remember);
   try {
     await new Promise<void>((resolve, reject) => {
+      if (redis.status === 'ready') return resolve();
       const timer = setTimeout(
         () => reject(new Error(`Redis: not ready within ${ms / 1000} s: ${last?.message ?? 'no answer'}`)),
         ms,
@@ -63,6 +63,8 @@ export async function untilReady(redis: Redis, ms: number): Promise<void> {
   } finally {
     redis.off('error', remember);
   }
+  // A database that is not there is only an event to the client, which then goes on in database 0.
+  await redis.select(redis.options.db ?? 0);
 }
 
 /** What Redis does when its memory is full. It may not tell everyone, and need not: what it does not say is unknown, and no reason to be found wanting. */

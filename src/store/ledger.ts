@@ -175,6 +175,8 @@ export async function allotRun(
          and (${again} or h."nextAttemptAt" is null or h."nextAttemptAt" <= ${instant(now)})
       returning run, reason = 'backfill' and ${endOf(hour)}::timestamptz < date_trunc('hour', ${instant(now)}, 'UTC') as backfilled`;
     if (!allotted) return undefined;
+    // None of an earlier run counts any more; and an hour whose row was deleted counts its runs from 1 again.
+    await db.$executeRaw`delete from "StatShard" where hour = ${start}::timestamptz`;
     await db.$executeRaw`
       with present as materialized (
         select "userDid", sum(calls) as calls from (${presentUsers(hour)}) as p group by "userDid"
@@ -263,6 +265,8 @@ export async function closeHour(
     >`
       select run, wanted, state::text, users, calls from "StatHour" where hour = ${start}::timestamptz for update`;
     if (ledger?.run !== run) return { outcome: 'superseded' };
+    // A mark that could not be stored made it partial before it ever ran: mended, it is owed as if nothing had been.
+    if (run === 0) return (await reopen(db, hour)) && { outcome: 'open' };
     const { users, calls } = ledger;
     if (ledger.state === 'closed') return { outcome: 'closed', already: true, users, calls };
     if (ledger.state === 'open') return { outcome: 'open' };
@@ -283,6 +287,13 @@ export async function closeHour(
       returning users, calls`;
     return outcome === 'closed' ? { outcome, already: false, ...counted } : { outcome };
   });
+}
+
+async function reopen(db: Db, hour: Hour): Promise<true> {
+  await db.$executeRaw`
+    update "StatHour" set state = 'open', attempts = 0, "nextAttemptAt" = null, error = null
+     where hour = ${startOf(hour)}::timestamptz`;
+  return true;
 }
 
 /** Derive a closed hour's `users` and `calls` anew, under its lock, after some of its users were rolled up again. */

@@ -6,7 +6,8 @@ import { type Db, instant, type Now } from './db.ts';
 import { bucket, callHour, type Scope, usersIn } from './scope.ts';
 
 /**
- * Mark one user in those ended hours of the range in which there is a call of theirs, or a row. Sealed hours take no mark.
+ * Mark one user, in a transaction, in those ended hours of the range in which there is a call of theirs, or a row. Sealed
+ * hours take no mark. Somebody asks, so the hours' back-off is over.
  *
  * @returns the hours, and the newest mark's `seq` (0 where there is none)
  */
@@ -26,6 +27,8 @@ export async function markUser(db: Db, userDid: string, { start, end }: Range, n
        and not exists (select from "StatHour" l where l.hour = present.hour and l."sealedAt" is not null)
      order by hour
     returning hour, seq`;
+  await db.$executeRaw`
+    update "StatHour" set "nextAttemptAt" = null where hour = any(${rows.map((row) => row.hour)}::timestamptz[])`;
   return { hours: rows.map((row) => hourOf(row.hour)), seq: rows.at(-1)?.seq ?? 0n };
 }
 

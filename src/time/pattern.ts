@@ -16,7 +16,7 @@ export function parsePattern(text: string): Pattern {
   const fields = text.trim().split(/\s+/);
   if (text.trim() === 'off') return 'off';
   const expected = 'expected six cron fields in UTC, seconds first (five: minute first), or off';
-  if (fields.length < 5 || fields.length > 6 || fields.some((field) => /h/i.test(field.replace(/thu|march/gi, '')))) {
+  if (fields.length < 5 || fields.length > 6 || fields.some((field) => /h/i.test(field.replace(/thu/gi, '')))) {
     throw new RangeError(`${expected}, got "${text}"`);
   }
   const pattern = (fields.length === 5 ? ['0', ...fields] : fields).join(' ');

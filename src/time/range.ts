@@ -9,18 +9,25 @@ export interface Range {
   readonly end: Date;
 }
 
+/** A date, perhaps a time, perhaps where: what `fromISO` takes beyond it is today's by some clock, or an offset of days. */
+const INSTANT = /^\d{4}-?\d\d-?\d\d(T\d\d(:?\d\d(:?\d\d(\.\d+)?)?)?(Z|[+-](0\d|1[0-4])(:?[0-5]\d)?)?)?$/;
+
 /**
  * Read an instant: ISO-8601 (UTC where it names no zone; `2026-08-20T13` and `2026-08-20` will do) or Unix seconds.
  *
+ * @param rounded what becomes of digits below the millisecond: a range's end goes `up`, so that nothing of it is lost
  * @throws {RangeError} saying what was expected and what was found
  */
-export function parseInstant(text: string): Date {
+export function parseInstant(text: string, rounded: 'up' | 'down' = 'down'): Date {
   const instant = /^\d{9,12}(\.\d+)?$/.test(text)
-    ? DateTime.fromSeconds(Number(text), { zone: 'utc' })
-    : DateTime.fromISO(text, { zone: 'utc' });
+    ? DateTime.fromMillis(Math.floor(Number(text) * 1_000), { zone: 'utc' })
+    : DateTime.fromISO(INSTANT.test(text) ? text : '', { zone: 'utc' });
   const year = instant.isValid ? instant.year : Number.NaN;
-  if (year >= 1970 && year <= 9999) return instant.toJSDate();
-  throw new RangeError(`expected an ISO-8601 instant such as 2026-08-20T13:00:00Z, or Unix seconds, got "${text}"`);
+  if (year < 1970 || year > 9999 || Number.isNaN(year)) {
+    throw new RangeError(`expected an ISO-8601 instant such as 2026-08-20T13:00:00Z, or Unix seconds, got "${text}"`);
+  }
+  const below = /\.\d{3}\d*[1-9]/.test(text);
+  return new Date(instant.toMillis() + (below && rounded === 'up' ? 1 : 0));
 }
 
 /**

@@ -16,9 +16,11 @@ export function serverUrl(name: 'TEST_DATABASE_URL' | 'TEST_REDIS_URL'): string 
   return url;
 }
 
-export async function createDatabase({ migrated = true } = {}): Promise<TestDatabase> {
+/** @param locale an ICU locale that sorts otherwise than by bytes; by default the server's own */
+export async function createDatabase({ migrated = true, locale = '' } = {}): Promise<TestDatabase> {
   const name = `test_${randomBytes(6).toString('hex')}`;
-  await asAdmin(`create database ${name}`);
+  const sorted = locale && `template template0 locale_provider icu icu_locale '${locale}'`;
+  await asAdmin(`create database ${name} ${sorted}`);
   const url = new URL(serverUrl('TEST_DATABASE_URL'));
   url.pathname = `/${name}`;
   if (migrated) await migrate(url.href, migrations);

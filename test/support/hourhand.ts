@@ -39,8 +39,8 @@ export interface Ran {
 export type Hourhand = Awaited<ReturnType<typeof startHourhand>>;
 
 /** Everything is given by the environment, as to a process: `env` adds to it. */
-export async function startHourhand(env: Record<string, string> = {}) {
-  const database = await createDatabase();
+export async function startHourhand(env: Record<string, string> = {}, options: { locale?: string } = {}) {
+  const database = await createDatabase(options);
   const prefix = `{test-${randomBytes(6).toString('hex')}}`;
   const environment = {
     LOG_LEVEL: 'silent',
