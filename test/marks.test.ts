@@ -163,9 +163,13 @@ async function closedHour(...calls: Parameters<Hourhand['record']>): Promise<Hou
   await hourhand.record(...calls);
   await hourhand.work();
   await hourhand.backfill(hour);
+  await closed(hourhand);
+  return hourhand;
+}
+
+async function closed(hourhand: Hourhand): Promise<void> {
   await until(
     () => hourhand.state(hour),
     (state) => state === 'closed',
   );
-  return hourhand;
 }

@@ -266,7 +266,10 @@ export async function closeHour(
       select run, wanted, state::text, users, calls from "StatHour" where hour = ${start}::timestamptz for update`;
     if (ledger?.run !== run) return { outcome: 'superseded' };
     // A mark that could not be stored made it partial before it ever ran: mended, it is owed as if nothing had been.
-    if (run === 0) return (await reopen(db, hour)) && { outcome: 'open' };
+    if (run === 0) {
+      await reopen(db, hour);
+      return { outcome: 'open' };
+    }
     const { users, calls } = ledger;
     if (ledger.state === 'closed') return { outcome: 'closed', already: true, users, calls };
     if (ledger.state === 'open') return { outcome: 'open' };
@@ -289,11 +292,10 @@ export async function closeHour(
   });
 }
 
-async function reopen(db: Db, hour: Hour): Promise<true> {
+async function reopen(db: Db, hour: Hour): Promise<void> {
   await db.$executeRaw`
     update "StatHour" set state = 'open', attempts = 0, "nextAttemptAt" = null, error = null
      where hour = ${startOf(hour)}::timestamptz`;
-  return true;
 }
 
 /** Derive a closed hour's `users` and `calls` anew, under its lock, after some of its users were rolled up again. */
