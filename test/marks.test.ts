@@ -6,6 +6,8 @@ import { type Hourhand, h, startHourhand, until } from './support/hourhand.ts';
 const hour = h('2026-08-20T13');
 const at = '2026-08-20T13:10:00Z';
 const range = { start: startOf(hour), end: endOf(hour) };
+/** Together they are more than the sum's type holds. */
+const unstorable = ['999999999999', '1'].map((credits) => ({ user: 'ada', at, credits }));
 
 test('a marked user is rolled up alone, and the ledger counts anew', async () => {
   await using hourhand = await closedHour({ user: 'ada', at }, { user: 'bob', at });
@@ -45,11 +47,7 @@ test('a user who is neither in the calls nor in the rows leaves no mark', async 
 
 test('a marked user who cannot be stored leaves the hour partial and the mark; mended, both are settled', async () => {
   await using hourhand = await closedHour({ user: 'ada', at }, { user: 'bob', at });
-  await hourhand.record(
-    { user: 'ada', at, credits: '999999999999' },
-    { user: 'ada', at, credits: '1' },
-    { user: 'bob', at },
-  );
+  await hourhand.record(...unstorable, { user: 'bob', at });
   await hourhand.pool
     .$executeRaw`insert into "StatMark" (hour, "userDid", reason) values (${range.start}::timestamptz, 'bob', 'late')`;
   await backfillUser(hourhand, 'ada', range);
@@ -79,40 +77,23 @@ test('a marked user who cannot be stored leaves the hour partial and the mark; m
 
 test('a mended user closes the partial hour that waited for nobody else', async () => {
   await using hourhand = await startHourhand();
-  await hourhand.record(
-    { user: 'ada', at, credits: '999999999999' },
-    { user: 'ada', at, credits: '1' },
-    { user: 'bob', at },
-  );
+  await hourhand.record(...unstorable, { user: 'bob', at });
   await hourhand.work();
   await hourhand.backfill(hour);
-  await until(
-    () => hourhand.state(hour),
-    (state) => state === 'partial',
-  );
+  await hourhand.reaches(hour, 'partial');
   await hourhand.pool.$executeRaw`update "ModelCall" set credits = 1 where "userDid" = 'ada'`;
   await backfillUser(hourhand, 'ada', range);
-  await until(
-    () => hourhand.state(hour),
-    (state) => state === 'closed',
-  );
+  await hourhand.reaches(hour, 'closed');
   expect((await hourhand.hour(hour))?.run).toBe(1);
   expect(await hourhand.wrong()).toEqual([]);
 });
 
 test('an hour that never ran is not closed by a mended mark', async () => {
   await using hourhand = await startHourhand();
-  await hourhand.record(
-    { user: 'ada', at, credits: '999999999999' },
-    { user: 'ada', at, credits: '1' },
-    { user: 'bob', at },
-  );
+  await hourhand.record(...unstorable, { user: 'bob', at });
   await hourhand.work();
   await backfillUser(hourhand, 'ada', range);
-  await until(
-    () => hourhand.state(hour),
-    (state) => state === 'partial',
-  );
+  await hourhand.reaches(hour, 'partial');
   await hourhand.pool.$executeRaw`update "ModelCall" set credits = 1 where "userDid" = 'ada'`;
   await backfillUser(hourhand, 'ada', range);
   await until(
@@ -131,10 +112,7 @@ test('a user who is rolled up alone keeps the row of zeros where zeros are store
   await hourhand.record({ user: 'ada', at }, { user: 'bob', at }, { user: 'bob', at: '2026-08-20T12:10:00Z' });
   await hourhand.work();
   await hourhand.backfill(hour);
-  await until(
-    () => hourhand.state(hour),
-    (state) => state === 'closed',
-  );
+  await hourhand.reaches(hour, 'closed');
   await hourhand.pool
     .$executeRaw`delete from "ModelCall" where "userDid" = 'bob' and "callTime" >= ${range.start}::timestamptz`;
   await backfillUser(hourhand, 'bob', range);
@@ -163,13 +141,6 @@ async function closedHour(...calls: Parameters<Hourhand['record']>): Promise<Hou
   await hourhand.record(...calls);
   await hourhand.work();
   await hourhand.backfill(hour);
-  await closed(hourhand);
+  await hourhand.reaches(hour, 'closed');
   return hourhand;
-}
-
-async function closed(hourhand: Hourhand): Promise<void> {
-  await until(
-    () => hourhand.state(hour),
-    (state) => state === 'closed',
-  );
 }

@@ -27,10 +27,7 @@ test('one user rolled up again while a shard of the same hour runs ends on the n
 
   await hourhand.record({ user: second, at });
   await backfillUser(hourhand, second, range);
-  await until(
-    () => hourhand.state(hour),
-    (state) => state === 'closed',
-  );
+  await hourhand.reaches(hour, 'closed');
   await until(
     () => marks(hourhand),
     (n) => n === 0,
@@ -241,10 +238,7 @@ test('whatever Redis forgets while children run, the hour is closed with right r
   await worker.stop();
   await hourhand.work();
   await hourhand.tick();
-  await until(
-    () => hourhand.state(hour),
-    (state) => state === 'closed',
-  );
+  await hourhand.reaches(hour, 'closed');
   expect(await hourhand.wrong()).toEqual([]);
 });
 
@@ -255,16 +249,10 @@ test('an hour that two ticks and two requests ask for at once runs once for each
   await using held = await holdUser(hourhand, 'ada');
   await hourhand.work();
   await Promise.all([hourhand.tick(), hourhand.tick(), hourhand.tick()]);
-  await until(
-    () => hourhand.state(hour),
-    (state) => state === 'running',
-  );
+  await hourhand.reaches(hour, 'running');
   await Promise.all([hourhand.tick(), hourhand.tick()]);
   await held.release();
-  await until(
-    () => hourhand.state(hour),
-    (state) => state === 'closed',
-  );
+  await hourhand.reaches(hour, 'closed');
   await hourhand.tick();
   await until(
     () => hourhand.queues.hours.getJobCountByTypes('active', 'waiting'),
@@ -318,10 +306,7 @@ test('idle users get rows of zeros where they are asked for, and one figure eith
   );
   await hourhand.work();
   await hourhand.backfill(hour);
-  await until(
-    () => hourhand.state(hour),
-    (state) => state === 'closed',
-  );
+  await hourhand.reaches(hour, 'closed');
   expect(await hourhand.stat('bob', hour)).toMatchObject({
     totalCalls: '0',
     totalCredits: '0.00000000',

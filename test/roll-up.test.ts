@@ -22,10 +22,7 @@ test('an hour is rolled up per user, and closed', async () => {
   );
   await hourhand.work();
   await hourhand.backfill(hour);
-  await until(
-    () => hourhand.state(hour),
-    (state) => state === 'closed',
-  );
+  await hourhand.reaches(hour, 'closed');
 
   expect(await hourhand.stat('ada', hour)).toMatchObject({
     totalUsage: '16',
@@ -136,10 +133,7 @@ test('an hour stays open until its last user is done', async () => {
   );
   expect(await hourhand.state(hour)).toBe('running');
   await held.release();
-  await until(
-    () => hourhand.state(hour),
-    (state) => state === 'closed',
-  );
+  await hourhand.reaches(hour, 'closed');
   expect(await hourhand.wrong()).toEqual([]);
 });
 
@@ -172,10 +166,7 @@ describe('a user whose figures cannot be stored', () => {
       await hourhand.pool.$executeRaw`update "ModelCall" set credits = 1 where "userDid" = 'eve'`;
       const [child] = await hourhand.queues.users.getJobs(['failed']);
       await child?.retry('failed');
-      await until(
-        () => hourhand.state(hour),
-        (state) => state === 'closed',
-      );
+      await hourhand.reaches(hour, 'closed');
       expect(await hourhand.wrong()).toEqual([]);
       expect((await hourhand.hour(hour))?.run).toBe(1);
     },
@@ -186,10 +177,7 @@ describe('a user whose figures cannot be stored', () => {
     await hourhand.record({ user: 'ada', at: '2026-08-20T13:10:00Z' }, ...overflowing);
     await hourhand.work();
     await hourhand.backfill(hour);
-    await until(
-      () => hourhand.state(hour),
-      (state) => state === 'partial',
-    );
+    await hourhand.reaches(hour, 'partial');
     await hourhand.pool.$executeRaw`update "ModelCall" set credits = 1 where "userDid" = 'eve'`;
     await until(
       async () => {
@@ -211,10 +199,7 @@ describe('a user whose figures cannot be stored', () => {
     await rolledUp(hourhand, hour);
     await hourhand.record(...overflowing, { user: 'ada', at: '2026-08-20T13:10:00Z' });
     await hourhand.backfill(hour);
-    await until(
-      () => hourhand.state(hour),
-      (state) => state === 'partial',
-    );
+    await hourhand.reaches(hour, 'partial');
     expect((await hourhand.stat('eve', hour))?.totalCredits).toBe('5.00000000');
     expect((await hourhand.stat('ada', hour))?.totalCalls).toBe('2');
   });
@@ -232,10 +217,7 @@ describe('a user whose figures cannot be stored', () => {
     expect((await hourhand.hour(hour))?.run).toBe(1);
     await hourhand.pool.$executeRaw`update "ModelCall" set credits = 1`;
     await parent?.retry('failed');
-    await until(
-      () => hourhand.state(hour),
-      (state) => state === 'closed',
-    );
+    await hourhand.reaches(hour, 'closed');
     expect((await hourhand.hour(hour))?.run).toBe(2);
   });
 
@@ -311,10 +293,7 @@ test('hours taken out of the middle of the ledger are owed, and rolled up again 
 async function rolledUp(hourhand: Hourhand, which: Hour): Promise<void> {
   await hourhand.work();
   await hourhand.backfill(which);
-  await until(
-    () => hourhand.state(which),
-    (state) => state === 'closed',
-  );
+  await hourhand.reaches(which, 'closed');
 }
 
 function crowd(users: number) {

@@ -375,10 +375,7 @@ describe.concurrent('ticks', () => {
     await working.record({ user: 'ada', at: '2026-08-20T13:10:00Z' });
     await working.cover(hour, hour);
     await working.queues.ticks.add('', undefined);
-    await until(
-      () => working.state(hour),
-      (state) => state === 'closed',
-    );
+    await working.reaches(hour, 'closed');
     expect(await working.wrong()).toEqual([]);
   });
 

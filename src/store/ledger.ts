@@ -265,14 +265,14 @@ export async function closeHour(
     >`
       select run, wanted, state::text, users, calls from "StatHour" where hour = ${start}::timestamptz for update`;
     if (ledger?.run !== run) return { outcome: 'superseded' };
+    const { users, calls } = ledger;
+    if (ledger.state === 'closed') return { outcome: 'closed', already: true, users, calls };
+    if (ledger.state === 'open') return { outcome: 'open' };
     // A mark that could not be stored made it partial before it ever ran: mended, it is owed as if nothing had been.
     if (run === 0) {
       await reopen(db, hour);
       return { outcome: 'open' };
     }
-    const { users, calls } = ledger;
-    if (ledger.state === 'closed') return { outcome: 'closed', already: true, users, calls };
-    if (ledger.state === 'open') return { outcome: 'open' };
 
     const undone = await undoneShards(db, hour, run, 21);
     if (undone.length > 0) {

@@ -149,6 +149,13 @@ export async function startHourhand(env: Record<string, string> = {}, options: {
 
     state: async (hour: Hour) => (await hourhand.hour(hour))?.state,
 
+    /** Wait until the hour is in this state. */
+    reaches: (hour: Hour, state: string) =>
+      until(
+        () => hourhand.state(hour),
+        (seen) => seen === state,
+      ),
+
     /** A user's stored figures, as text. */
     async stat(user: string, hour: Hour) {
       const [row] = await pool.$queryRaw<Record<string, string>[]>`
