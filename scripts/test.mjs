@@ -13,7 +13,7 @@ const redisUrl = TEST_REDIS_URL || REDIS_URL || undefined;
 const needs = { postgres: !databaseUrl, redis: !redisUrl };
 
 async function test() {
-  await setUp({ needsRedis: needs.redis });
+  await setUp({ needsRedis: needs.redis, needsCounterparts: true });
   let servers;
   try {
     if (needs.postgres || needs.redis) {

@@ -6,6 +6,7 @@ import { backfill } from './commands/backfill.ts';
 import { importFile } from './commands/import.ts';
 import { say } from './commands/say.ts';
 import { schedule } from './commands/schedule.ts';
+import { stale } from './commands/stale.ts';
 import { stats } from './commands/stats.ts';
 import { status } from './commands/status.ts';
 import { verify } from './commands/verify.ts';
@@ -103,6 +104,59 @@ withRange(
   return run((config) => withConnections(config, { patient: true }, (c) => verify(c, range)));
 });
 
+const models = program.command('models').description('which models are known, and which of them answer');
+models
+  .command('import')
+  .description(
+    'know the providers and models of a file: {"providers": [{"id", "baseUrl", "apiKeyEnv", "models": […]}]}',
+  )
+  .argument('<file>', 'FILE.json, or -')
+  .action((file: string) =>
+    run((config) => withConnections(config, {}, async (c) => (await modelCommands()).importModels(c, file))),
+  );
+models
+  .command('discover')
+  .description("know the models that a provider's own list names")
+  .argument('<provider>', 'its id')
+  .action((id: string) =>
+    run((config) => withConnections(config, {}, async (c) => (await modelCommands()).discover(c, id))),
+  );
+models
+  .command('forget')
+  .description('forget a provider with its models, or one of them')
+  .argument('<name>', 'PROVIDER or PROVIDER/MODEL')
+  .action((name: string) =>
+    run((config) => withConnections(config, {}, async (c) => (await modelCommands()).forget(c, name))),
+  );
+models
+  .command('status')
+  .description('what is known of each model: status, why, latency, since when, uptime')
+  .option('--json', 'for machines', false)
+  .action((options) =>
+    run((config) => withConnections(config, {}, async (c) => (await modelCommands()).modelsStatus(c, options))),
+  );
+models
+  .command('check')
+  .description('look at some models now, or at all')
+  .argument('[models...]', 'MODEL or PROVIDER/MODEL')
+  .option('--probe', 'probe them whatever their real calls say', false)
+  .action((names: string[], { probe }) =>
+    run((config) =>
+      withConnections(config, {}, async (c) =>
+        (await modelCommands()).checkNow(c, { models: names, probe, requestedBy: userInfo().username }),
+      ),
+    ),
+  );
+
+program
+  .command('stale')
+  .description('fail the calls that have been processing for longer than their time-out')
+  .option('--dry-run', 'show them, and change nothing', false)
+  .action(({ dryRun }) => {
+    const options = { dryRun, requestedBy: userInfo().username };
+    return run((config) => withConnections(config, {}, (c) => stale(c, options)));
+  });
+
 program
   .command('status')
   .description('watermark, owed hours, schedulers and queues')
@@ -126,6 +180,11 @@ setTimeout(() => process.exit(), 500).unref();
 /** Read only by those who stay: a command that is typed and answers should not load a web server. */
 function app() {
   return import('./app.ts');
+}
+
+/** The same holds for the client of the providers. */
+function modelCommands() {
+  return import('./commands/models.ts');
 }
 
 function withRange(command: Command): Command {

@@ -4,6 +4,9 @@ import { existsSync, readFileSync } from 'node:fs';
 import { availableParallelism } from 'node:os';
 import path from 'node:path';
 import { z } from 'zod';
+import { ModelCallType } from './generated/prisma/enums.ts';
+import { inTheClear } from './providers/base-url.ts';
+import { MAX_MINUTES, parseLimits } from './time/limits.ts';
 import { parsePattern } from './time/pattern.ts';
 
 /** The checkout or the installed package: where `prisma/` and `.local/` are, beside `src/` or `dist/`. */
@@ -26,11 +29,11 @@ const whole = (min: number, max: number) =>
     .pipe(z.number().min(min).max(max))
     .meta({ expected: `a whole number from ${min} to ${max}` });
 
-const pattern = z
-  .string()
-  .transform((text, context) => {
+/** What a function reads that throws, beginning with `expected`, where it cannot. */
+const readBy = <Value>(read: (text: string) => Value) =>
+  z.string().transform((text, context) => {
     try {
-      return parsePattern(text);
+      return read(text);
     } catch (error) {
       context.issues.push({
         code: 'custom',
@@ -39,8 +42,16 @@ const pattern = z
       });
       return z.NEVER;
     }
-  })
-  .meta({ expected: 'six cron fields in UTC, seconds first (five: minute first), or off' });
+  });
+
+const pattern = readBy(parsePattern).meta({
+  expected: 'six cron fields in UTC, seconds first (five: minute first), or off',
+});
+
+const types = Object.keys(ModelCallType);
+const limits = readBy((text) => parseLimits(text, types)).meta({
+  expected: `TYPE=MINUTES or PROVIDER/MODEL=MINUTES, divided by commas, with a type of ${types.join(', ')} and 1 to ${MAX_MINUTES} minutes`,
+});
 
 const url = (...protocols: string[]) =>
   z
@@ -50,6 +61,19 @@ const url = (...protocols: string[]) =>
       expected: `a URL that begins with ${protocols.map((protocol) => `${protocol}//`).join(' or ')}`,
       secret: true,
     });
+
+/** An exact amount, kept as text. */
+const credits = z
+  .string()
+  .regex(/^\d{1,12}(\.\d{1,8})?$/)
+  .meta({ expected: 'an amount such as 0.01, with at most 8 decimal places' });
+
+const yesOrNo = z
+  .enum(['true', 'false'])
+  .transform((text) => text === 'true')
+  .meta({ expected: 'true or false' });
+
+const GENERATED = ['imageGeneration', 'audioGeneration', 'video'] as const;
 
 /**
  * Every variable of the environment: the one place that reads them, and what `docs/configuration.md` is made from.
@@ -95,6 +119,26 @@ export const environment = {
     '0 1 * * * *',
     'When the roll-up looks for owed hours. UTC; `off` removes the scheduler.',
   ],
+  CLEANUP_STALE_MODEL_CALLS_CRON_TIME: [
+    pattern,
+    '0 */10 * * * *',
+    'When calls that hang are looked for. UTC; `off` removes the scheduler.',
+  ],
+  CHECK_MODEL_STATUS_CRON_TIME: [
+    pattern,
+    '0 */15 * * * *',
+    'When the models are checked. UTC; `off` removes the scheduler. Calls of the last interval between two such checks speak for a model.',
+  ],
+  STALE_MODEL_CALL_TIMEOUT_MINUTES: [
+    whole(1, MAX_MINUTES),
+    '30',
+    'Calls that have been `processing` for longer are failed.',
+  ],
+  STALE_MODEL_CALL_TIMEOUTS: [
+    limits,
+    '',
+    "Other time-outs, where work is longer: `video=180,provider/model=60`. A model's comes before its type's.",
+  ],
   FANOUT_MAX_USER_JOBS: [
     whole(0, 10_000),
     '64',
@@ -107,10 +151,7 @@ export const environment = {
     "Days before an hour's end in which a call makes a user active: who gets zeros with `--zeros`.",
   ],
   STORE_ZERO_ROWS: [
-    z
-      .enum(['true', 'false'])
-      .transform((text) => text === 'true')
-      .meta({ expected: 'true or false' }),
+    yesOrNo,
     'false',
     'Store the zeros of active users without a call in the hour, for readers who go straight to the table.',
   ],
@@ -118,6 +159,58 @@ export const environment = {
     whole(1, 86_400),
     '3600',
     'A partial hour is tried again after 5 seconds, doubling up to so many.',
+  ],
+  MODEL_MINIMUM_CALLS: [
+    whole(1, 1_000_000),
+    '3',
+    'So many calls in the last interval, and a model is judged by them; below, it is probed.',
+  ],
+  MODEL_SLOW_SECONDS: [
+    whole(1, 86_400),
+    '60',
+    'A model whose median answer takes longer is degraded (to the first byte, where the gateway says so).',
+  ],
+  MODEL_PROBES_PER_HOUR: [whole(0, 1_000_000), '60', 'Probes in any hour, by all processes together.'],
+  MODEL_PROBE_CREDITS_PER_DAY: [
+    credits,
+    '1',
+    'Credits that probes may cost in any 24 hours, by all processes together.',
+  ],
+  MODEL_PROBE_DEFAULT_CREDITS: [
+    credits,
+    '0.01',
+    'What a probe costs of a model whose `probeCredits` nobody has given.',
+  ],
+  MODEL_PROBE_TIMEOUT_SECONDS: [whole(1, 300), '10', 'A probe without its whole answer after so many has failed.'],
+  MODEL_PROBE_GENERATE: [
+    z
+      .string()
+      .transform((text) => (text === 'off' ? [] : text.split(',')))
+      .pipe(z.array(z.enum(GENERATED)))
+      .meta({ expected: `off, or some of ${GENERATED.join(',')}` }),
+    'off',
+    "Types that are probed by a real generation, at the model's price, rather than by its record (`GET /v1/models/{id}`).",
+  ],
+  MODEL_ALLOW_HTTP: [
+    yesOrNo,
+    'false',
+    'Ask providers and the webhook by plain http on other machines too, where the key and the answer can be read on the way.',
+  ],
+  MODEL_HISTORY_DAYS: [whole(31, 3_660), '90', "Days for which a model's transitions and probes are kept."],
+  MODEL_WEBHOOK_URL: [
+    z
+      .union([z.literal(''), url('https:', 'http:')])
+      .meta({ expected: 'a URL that begins with https://', secret: true }),
+    '',
+    "Told of each transition of a model's status, signed; https, or http on this machine (`MODEL_ALLOW_HTTP`).",
+  ],
+  MODEL_WEBHOOK_SECRET: [
+    z
+      .string()
+      .regex(/^$|^[\x21-\x7e]{16,}$/)
+      .meta({ expected: 'at least 16 printable characters', secret: true }),
+    '',
+    'What the webhook is signed with (HMAC-SHA256, as in the Standard Webhooks specification).',
   ],
 } as const satisfies Record<string, readonly [z.ZodType, string | undefined, string]>;
 
@@ -171,10 +264,25 @@ export function readConfig(env: NodeJS.ProcessEnv = process.env): Config {
   if (problems.length > 0) throw new ConfigError(problems.join('\n'));
   // Each name was parsed by its own schema just above.
   const parsed = Object.fromEntries(values) as Parsed;
+  const wrong = webhookProblem(parsed);
+  if (wrong) throw new ConfigError(wrong);
   const privateDatabase = !env.DATABASE_URL || env.DATABASE_URL === servers.databaseUrl;
   return {
     ...parsed,
     privateDatabase,
     given: new Set(Object.keys(environment).filter((name) => env[name] !== undefined)),
   };
+}
+
+/** What no variable can say alone. */
+function webhookProblem({
+  MODEL_WEBHOOK_URL: url,
+  MODEL_WEBHOOK_SECRET,
+  MODEL_ALLOW_HTTP,
+}: Parsed): string | undefined {
+  if (url === '') return undefined;
+  if (MODEL_WEBHOOK_SECRET === '')
+    return 'MODEL_WEBHOOK_SECRET: expected at least 16 printable characters beside MODEL_WEBHOOK_URL, got none';
+  if (MODEL_ALLOW_HTTP || !inTheClear(new URL(url))) return undefined;
+  return 'MODEL_WEBHOOK_URL: expected https, or http to this machine (MODEL_ALLOW_HTTP allows more), got http';
 }

@@ -3,11 +3,16 @@
 import type { Redis } from 'ioredis';
 import { type Config, migrations } from './config.ts';
 import type { Logger } from './logger.ts';
+import type { CheckPolicy } from './processors/check-models.ts';
+import type { ProbePolicy } from './processors/probe-model.ts';
 import type { HoursPolicy } from './producers/hours.ts';
+import { checkInterval } from './producers/models.ts';
+import type { StalePolicy } from './producers/stale.ts';
 import { openQueues, producerConnection, type Queues, untilReady } from './queues/redis.ts';
 import { connect, type Pool, reasonOf } from './store/db.ts';
 import type { CutPolicy } from './store/ledger.ts';
 import { pendingMigrations } from './store/migrate.ts';
+import { intervalOf } from './time/pattern.ts';
 
 /** What a worker, the dashboard and the commands work with; opened first, closed last. */
 export interface Connections {
@@ -17,10 +22,13 @@ export interface Connections {
   readonly redis: Redis;
   readonly queues: Queues;
   readonly policy: HoursPolicy & CutPolicy;
+  readonly modelPolicy: CheckPolicy & ProbePolicy;
+  readonly stalePolicy: StalePolicy;
   close(): Promise<void>;
 }
 
 const BOOT_MS = 10_000;
+const DAY_SECONDS = 24 * 3600;
 
 /**
  * Reach both servers, or say within ten seconds which of them did not answer and why; and find the schema whole.
@@ -56,7 +64,26 @@ export async function openConnections(config: Config, log: Logger, { patient = f
     storeZeroRows: config.STORE_ZERO_ROWS,
     windowDays: config.ACTIVE_USER_WINDOW_DAYS,
   };
-  return { config, log, pool, redis, queues: openQueues(redis, config.REDIS_PREFIX), policy, close };
+  const modelPolicy = {
+    minimumCalls: config.MODEL_MINIMUM_CALLS,
+    slowSeconds: config.MODEL_SLOW_SECONDS,
+    probesPerHour: config.MODEL_PROBES_PER_HOUR,
+    creditsPerDay: config.MODEL_PROBE_CREDITS_PER_DAY,
+    defaultCredits: config.MODEL_PROBE_DEFAULT_CREDITS,
+    timeoutSeconds: config.MODEL_PROBE_TIMEOUT_SECONDS,
+    generate: config.MODEL_PROBE_GENERATE,
+    allowHttp: config.MODEL_ALLOW_HTTP,
+    historyDays: config.MODEL_HISTORY_DAYS,
+    announce: config.MODEL_WEBHOOK_URL !== '',
+    interval: () => checkInterval(pool, config.CHECK_MODEL_STATUS_CRON_TIME),
+  };
+  const every = config.CLEANUP_STALE_MODEL_CALLS_CRON_TIME;
+  const stalePolicy = {
+    limits: { minutes: config.STALE_MODEL_CALL_TIMEOUT_MINUTES, others: config.STALE_MODEL_CALL_TIMEOUTS },
+    everySeconds: every === 'off' ? DAY_SECONDS : intervalOf(every, new Date()),
+  };
+  const queues = openQueues(redis, config.REDIS_PREFIX);
+  return { config, log, pool, redis, queues, policy, modelPolicy, stalePolicy, close };
 }
 
 /** Hand a server's errors to the log, the same one at most every ten seconds: a server that is down says it often. */

@@ -1,44 +1,43 @@
 // What does a worker process do, from its start to its end?
 
 import { setTimeout as sleep } from 'node:timers/promises';
-import {
-  DelayedError,
-  type Job,
-  RateLimitError,
-  UnrecoverableError,
-  WaitingChildrenError,
-  WaitingError,
-  Worker,
-} from 'bullmq';
-import { version } from './config.ts';
+import { type Config, version } from './config.ts';
 import { type Connections, quiet } from './connections.ts';
-import type { Process } from './processors/context.ts';
+import { announceTransitionProcessor, type WebhookTarget } from './processors/announce-transition.ts';
+import { checkModelsProcessor } from './processors/check-models.ts';
+import { failStaleCallsProcessor } from './processors/fail-stale-calls.ts';
+import { probeModelProcessor } from './processors/probe-model.ts';
 import { rollUpHourProcessor } from './processors/roll-up-hour.ts';
 import { rollUpMarksProcessor } from './processors/roll-up-marks.ts';
 import { rollUpUsersProcessor } from './processors/roll-up-users.ts';
+import { tickModelsProcessor } from './processors/tick-models.ts';
+import { tickStaleProcessor } from './processors/tick-stale.ts';
 import { tickStatsProcessor } from './processors/tick-stats.ts';
 import { enqueueOwed } from './producers/hours.ts';
 import { ensureScheduler, wishes } from './producers/schedules.ts';
+import { MINUTE_MS, queueWorkers } from './queue-worker.ts';
+import { announceTransition, checkModels, probeModel } from './queues/models.ts';
 import { maxmemoryPolicy, workerConnection } from './queues/redis.ts';
-import { rollUpHour, rollUpMarks, rollUpUsers, statsTick } from './queues/stats.ts';
-import { reasonOf } from './store/db.ts';
+import { failStaleCalls } from './queues/stale.ts';
+import { rollUpHour, rollUpMarks, rollUpUsers } from './queues/stats.ts';
 import { coverFromNowOn } from './store/ranges.ts';
 import { deployOf } from './store/schedules.ts';
 
-const MINUTE_MS = 60_000;
 const ENSURE_MS = 30_000;
 /** What a clean stop waits for jobs under way; after that they are left to be picked up as stalled. */
 const DRAIN_MS = 4_000;
 
-/** BullMQ's signals that a job goes on elsewhere; they are no failures. */
-const SIGNALS = [WaitingChildrenError, DelayedError, WaitingError, RateLimitError];
-
 /**
  * Work until `stop` is called: a BullMQ worker for each queue, and every 30 seconds a look whether the schedulers stand
  * and what is owed. Any number of such processes may run.
+ *
+ * @param env where the providers' keys are looked up by their names
  */
-export async function startWorker(connections: Connections): Promise<{ stop(): Promise<void> }> {
-  const { config, log, pool, redis, queues, policy } = connections;
+export async function startWorker(
+  connections: Connections,
+  env: NodeJS.ProcessEnv = process.env,
+): Promise<{ stop(): Promise<void> }> {
+  const { config, log, pool, redis, queues, policy, stalePolicy } = connections;
   const onError = quiet(log);
   const found = await maxmemoryPolicy(redis);
   if (found !== 'noeviction') {
@@ -48,62 +47,10 @@ export async function startWorker(connections: Connections): Promise<{ stop(): P
   const deploy = await deployOf(pool, version);
   // Opened once nothing can fail any more that would leave it open.
   const connection = workerConnection({ url: config.REDIS_URL, prefix: config.REDIS_PREFIX }, onError('Redis'));
-  const work = (queue: string, concurrency: number, deadlineMs: number, process: Process) => {
-    const worker = new Worker(queue, (job, token, signal) => run(process, deadlineMs, job, token, signal), {
-      connection,
-      prefix: config.REDIS_PREFIX,
-      concurrency,
-      name: `hourhand-${version}`, // no blanks: Redis refuses them in a connection's name
-      // A worker that dies is missed after 15 s; a job may lose its worker many times before it is given up.
-      lockDuration: 15_000,
-      stalledInterval: 5_000,
-      maxStalledCount: 20,
-    });
-    worker.on('error', onError(`Redis, ${queue}`));
-    // Every failure once, here: those that a processor threw, and those of jobs that lost their worker too often.
-    worker.on('failed', (job, error) => {
-      const { hour } = Object(job?.data);
-      const attempt = job?.attemptsMade;
-      const final =
-        error instanceof UnrecoverableError || attempt === undefined || attempt >= (job?.opts.attempts ?? 1);
-      log[final ? 'error' : 'warn'](
-        { queue, job: job?.name, hour, attempt, final, reason: reasonOf(error) },
-        'job failed',
-      );
-    });
-    worker.on('stalled', (id) => log.warn({ queue, id }, 'job stalled, taken over'));
-    // Somebody else runs it by now: the zombie stops at its next step, and the database refuses the rest.
-    worker.on('lockRenewalFailed', (ids) => {
-      for (const id of ids) worker.cancelJob(id, 'lock lost');
-    });
-    return worker;
-  };
-
-  const run = async (process: Process, deadlineMs: number, job: Job, token = '', signal?: AbortSignal) => {
-    const ending = new AbortController();
-    const give = (reason: unknown) => ending.abort(new Error(`given up: ${reasonOf(reason)}`));
-    const lost = () => give(signal?.reason);
-    const deadline = setTimeout(
-      () => give(new Error(`not done within ${deadlineMs / MINUTE_MS} minutes`)),
-      deadlineMs,
-    );
-    signal?.addEventListener('abort', lost);
-    try {
-      return await Promise.race([process({ job, token, log, signal: ending.signal }), aborted(ending.signal)]);
-    } catch (error) {
-      if (error instanceof UnrecoverableError || SIGNALS.some((Signal) => error instanceof Signal)) throw error;
-      // Without the database client's preamble: this is what an operator reads in Bull Board.
-      throw new Error(reasonOf(error), { cause: error });
-    } finally {
-      // Else each job would be kept in memory until its deadline.
-      clearTimeout(deadline);
-      signal?.removeEventListener('abort', lost);
-    }
-  };
-
+  const work = queueWorkers({ config, log, connection });
   const deps = { pool, queues, policy };
   const ensure = async () => {
-    for (const wish of wishes(queues, { modelCallStats: config.MODEL_CALL_STATS_CRON_TIME })) {
+    for (const wish of wishes(queues, config)) {
       const ensured = await ensureScheduler(pool, wish, deploy);
       if (ensured !== 'kept') log.info({ scheduler: wish.id, ensured }, 'scheduler ensured');
     }
@@ -111,10 +58,15 @@ export async function startWorker(connections: Connections): Promise<{ stop(): P
   };
   // At work first: what is waiting need not wait for a look at everything.
   const workers = [
-    work(statsTick.queue, 1, MINUTE_MS, tickStatsProcessor(deps)),
+    work(queues.ticks.name, 1, MINUTE_MS, tickStatsProcessor(deps)),
     work(rollUpHour.queue, config.WORKER_CONCURRENCY, 5 * MINUTE_MS, rollUpHourProcessor(deps)),
     work(rollUpUsers.queue, config.WORKER_CONCURRENCY, 15 * MINUTE_MS, rollUpUsersProcessor(deps)),
     work(rollUpMarks.queue, 1, 15 * MINUTE_MS, rollUpMarksProcessor(deps)),
+    work(queues.staleTicks.name, 1, MINUTE_MS, tickStaleProcessor(deps)),
+    work(failStaleCalls.queue, 1, 60 * MINUTE_MS, failStaleCallsProcessor({ pool, queues, policy: stalePolicy })),
+    work(queues.modelTicks.name, 1, MINUTE_MS, tickModelsProcessor(deps)),
+    ...checkWorkers(work, connections, env),
+    work(announceTransition.queue, 4, MINUTE_MS, announceTransitionProcessor({ pool, webhook: webhookOf(config) })),
   ];
   const stopping = new AbortController();
   let ensuring = ensure();
@@ -140,11 +92,28 @@ export async function startWorker(connections: Connections): Promise<{ stop(): P
   return { stop };
 }
 
-/** Rejects when the signal aborts: a processor that hangs must not hold its hour for ever. */
-function aborted(signal: AbortSignal): Promise<never> {
-  return new Promise((_, reject) => {
-    signal.addEventListener('abort', () => reject(signal.reason), { once: true });
-  });
+/** Nothing but waiting, so many at once in each process; a provider's own concurrency is counted in Postgres. */
+const PROBES = 64;
+
+/** Those that look at the models: in every worker process, and in a check by hand where no worker is there. */
+export function checkWorkers(
+  work: ReturnType<typeof queueWorkers>,
+  { pool, queues, modelPolicy: policy }: Connections,
+  env: NodeJS.ProcessEnv,
+) {
+  return [
+    work(checkModels.queue, 4, 5 * MINUTE_MS, checkModelsProcessor({ pool, queues, policy })),
+    work(
+      probeModel.queue,
+      PROBES,
+      10 * MINUTE_MS,
+      probeModelProcessor({ pool, policy, secretOf: (name) => env[name] }),
+    ),
+  ];
+}
+
+function webhookOf({ MODEL_WEBHOOK_URL: url, MODEL_WEBHOOK_SECRET: secret }: Config): WebhookTarget | undefined {
+  return url === '' ? undefined : { url, secret };
 }
 
 async function repeat(ms: number, signal: AbortSignal, task: () => Promise<void>): Promise<void> {

@@ -29,6 +29,7 @@ const commands = [
   'backfill',
   'stats',
   'verify',
+  'stale',
   'status',
 ];
 
@@ -248,7 +249,12 @@ bob,2026-08-20T13:00:00Z,chatCompletion,1,0,0,0.00000000
       watermark: expect.stringMatching(/^\d{4}-\d\d-\d\dT\d\d$/),
       marks: 0,
       hours: [{ hour: '2026-08-21T11', state: 'partial' }],
-      schedulers: [{ id: 'model.call.stats', pattern: 'off', state: 'off', next: null }],
+      schedulers: ['model.call.stats', 'cleanup.stale.model.calls', 'check.model.status'].map((id) => ({
+        id,
+        pattern: 'off',
+        state: 'off',
+        next: null,
+      })),
       workers: 1,
     });
     expect(status.owed).toBeGreaterThanOrEqual(1);
@@ -257,6 +263,12 @@ bob,2026-08-20T13:00:00Z,chatCompletion,1,0,0,0.00000000
       'stats-hour',
       'stats-users',
       'stats-marks',
+      'stale-tick',
+      'stale-calls',
+      'models-tick',
+      'models-check',
+      'models-probe',
+      'models-webhook',
     ]);
   });
 
@@ -264,7 +276,9 @@ bob,2026-08-20T13:00:00Z,chatCompletion,1,0,0,0.00000000
     const env = { ...hourhand.environment, MODEL_CALL_STATS_CRON_TIME: '0 0 0 1 1 *' };
     const { code, stdout } = await run(env, ['schedule']);
     expect(code).toBe(0);
-    expect(stdout).toMatch(/│ model\.call\.stats │ 0 0 0 1 1 \* +│ \d{4}-01-01T00:00:00\.000Z │ live +│ added +│/);
+    expect(stdout).toMatch(/│ model\.call\.stats +│ 0 0 0 1 1 \* +│ \d{4}-01-01T00:00:00\.000Z │ live +│ added +│/);
+    expect(stdout).toMatch(/│ cleanup\.stale\.model\.calls +│ off +│ +│ off +│ kept +│/);
+    expect(stdout).toMatch(/│ check\.model\.status +│ off +│ +│ off +│ kept +│/);
   });
 
   test.sequential('verify lists every tampered figure, an hour that is gone from the ledger, and who is pending', async () => {
@@ -470,11 +484,11 @@ test.concurrent('a database without the schema is not asked further, and what to
   expect(await run(env, ['status'])).toEqual({
     code: 1,
     stdout: '',
-    line: expect.stringMatching(/^the database lacks \d+_first: type hourhand migrate$/),
+    line: expect.stringMatching(/^the database lacks \d+_first(, \d+_\w+)*: type hourhand migrate$/),
   });
   expect(await run(env, ['migrate'])).toMatchObject({
     code: 0,
-    line: expect.stringMatching(/^applied \d+_first\n1 applied\n$/),
+    line: expect.stringMatching(/^applied \d+_first\n(applied \d+_\w+\n)*\d+ applied\n$/),
   });
 });
 

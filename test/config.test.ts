@@ -22,6 +22,21 @@ test('with both servers given, everything else has a default', () => {
     ACTIVE_USER_WINDOW_DAYS: 7,
     STORE_ZERO_ROWS: false,
     PARTIAL_BACKOFF_MAX_SECONDS: 3_600,
+    CLEANUP_STALE_MODEL_CALLS_CRON_TIME: '0 */10 * * * *',
+    STALE_MODEL_CALL_TIMEOUT_MINUTES: 30,
+    STALE_MODEL_CALL_TIMEOUTS: [],
+    CHECK_MODEL_STATUS_CRON_TIME: '0 */15 * * * *',
+    MODEL_MINIMUM_CALLS: 3,
+    MODEL_SLOW_SECONDS: 60,
+    MODEL_PROBES_PER_HOUR: 60,
+    MODEL_PROBE_CREDITS_PER_DAY: '1',
+    MODEL_PROBE_DEFAULT_CREDITS: '0.01',
+    MODEL_PROBE_TIMEOUT_SECONDS: 10,
+    MODEL_PROBE_GENERATE: [],
+    MODEL_ALLOW_HTTP: false,
+    MODEL_HISTORY_DAYS: 90,
+    MODEL_WEBHOOK_URL: '',
+    MODEL_WEBHOOK_SECRET: '',
     privateDatabase: false,
     given: new Set(['DATABASE_URL', 'REDIS_URL']),
   });
@@ -44,6 +59,21 @@ test('every variable is read, and read as what it is', () => {
       ACTIVE_USER_WINDOW_DAYS: '366',
       STORE_ZERO_ROWS: 'true',
       PARTIAL_BACKOFF_MAX_SECONDS: '86400',
+      CLEANUP_STALE_MODEL_CALLS_CRON_TIME: 'off',
+      STALE_MODEL_CALL_TIMEOUT_MINUTES: '525600',
+      STALE_MODEL_CALL_TIMEOUTS: ' video=180, openrouter/meta/llama=3=60',
+      CHECK_MODEL_STATUS_CRON_TIME: 'off',
+      MODEL_MINIMUM_CALLS: '10',
+      MODEL_SLOW_SECONDS: '5',
+      MODEL_PROBES_PER_HOUR: '0',
+      MODEL_PROBE_CREDITS_PER_DAY: '0.00000001',
+      MODEL_PROBE_DEFAULT_CREDITS: '0',
+      MODEL_PROBE_TIMEOUT_SECONDS: '300',
+      MODEL_PROBE_GENERATE: 'imageGeneration,video',
+      MODEL_ALLOW_HTTP: 'true',
+      MODEL_HISTORY_DAYS: '31',
+      MODEL_WEBHOOK_URL: 'http://hooks.example/path?token=1',
+      MODEL_WEBHOOK_SECRET: '0123456789abcdef',
     }),
   ).toEqual({
     ...servers,
@@ -58,6 +88,24 @@ test('every variable is read, and read as what it is', () => {
     ACTIVE_USER_WINDOW_DAYS: 366,
     STORE_ZERO_ROWS: true,
     PARTIAL_BACKOFF_MAX_SECONDS: 86_400,
+    CLEANUP_STALE_MODEL_CALLS_CRON_TIME: 'off',
+    STALE_MODEL_CALL_TIMEOUT_MINUTES: 525_600,
+    STALE_MODEL_CALL_TIMEOUTS: [
+      { type: 'video', minutes: 180 },
+      { provider: 'openrouter', model: 'meta/llama=3', minutes: 60 },
+    ],
+    CHECK_MODEL_STATUS_CRON_TIME: 'off',
+    MODEL_MINIMUM_CALLS: 10,
+    MODEL_SLOW_SECONDS: 5,
+    MODEL_PROBES_PER_HOUR: 0,
+    MODEL_PROBE_CREDITS_PER_DAY: '0.00000001',
+    MODEL_PROBE_DEFAULT_CREDITS: '0',
+    MODEL_PROBE_TIMEOUT_SECONDS: 300,
+    MODEL_PROBE_GENERATE: ['imageGeneration', 'video'],
+    MODEL_ALLOW_HTTP: true,
+    MODEL_HISTORY_DAYS: 31,
+    MODEL_WEBHOOK_URL: 'http://hooks.example/path?token=1',
+    MODEL_WEBHOOK_SECRET: '0123456789abcdef',
     privateDatabase: false,
     given: new Set(Object.keys(environment)),
   });
@@ -70,6 +118,8 @@ test('a pattern of five fields is read as minute first', () => {
 });
 
 describe('a wrong variable is named, with what was expected and what was found', () => {
+  const timeouts =
+    'expected TYPE=MINUTES or PROVIDER/MODEL=MINUTES, with a type of chatCompletion, embedding, imageGeneration, audioGeneration, video, custom and 1 to 525600 minutes';
   const pattern = 'expected six cron fields in UTC, seconds first (five: minute first), or off, got';
   test.each([
     ['REDIS_PREFIX', 'hourhand', 'expected a name in braces, such as {hourhand}, got "hourhand"'],
@@ -95,6 +145,42 @@ describe('a wrong variable is named, with what was expected and what was found',
     ['ACTIVE_USER_WINDOW_DAYS', '9'.repeat(400), `expected a whole number from 1 to 366, got "${'9'.repeat(400)}"`],
     ['STORE_ZERO_ROWS', 'yes', 'expected true or false, got "yes"'],
     ['STORE_ZERO_ROWS', '', 'expected true or false, got ""'],
+    ['STALE_MODEL_CALL_TIMEOUT_MINUTES', '0', 'expected a whole number from 1 to 525600, got "0"'],
+    ['STALE_MODEL_CALL_TIMEOUT_MINUTES', '525601', 'expected a whole number from 1 to 525600, got "525601"'],
+    ['STALE_MODEL_CALL_TIMEOUT_MINUTES', '', 'expected a whole number from 1 to 525600, got ""'],
+    ...[
+      ['video', 'video'],
+      ['video=', 'video='],
+      ['video=0', 'video=0'],
+      ['video=1.5', 'video=1.5'],
+      ['video=-1', 'video=-1'],
+      ['video=525601', 'video=525601'],
+      ['film=10', 'film=10'],
+      ['=10', '=10'],
+      ['/gpt=10', '/gpt=10'],
+      ['openai/=10', 'openai/=10'],
+      ['video=10,', ''],
+      ['embedding=5, video=10;custom=5', ' video=10;custom=5'],
+    ].map(([value = '', part]): [string, string, string] => [
+      'STALE_MODEL_CALL_TIMEOUTS',
+      value,
+      `${timeouts}, got "${part}"`,
+    ]),
+    [
+      'STALE_MODEL_CALL_TIMEOUTS',
+      'openai/gpt=5,video=3, openai/gpt = 6',
+      'expected one limit for openai/gpt, got another: " openai/gpt = 6"',
+    ],
+    [
+      'MODEL_PROBE_CREDITS_PER_DAY',
+      '1e-3',
+      'expected an amount such as 0.01, with at most 8 decimal places, got "1e-3"',
+    ],
+    ['MODEL_PROBE_CREDITS_PER_DAY', '-1', 'expected an amount such as 0.01, with at most 8 decimal places, got "-1"'],
+    ['MODEL_PROBE_GENERATE', 'image', 'expected off, or some of imageGeneration,audioGeneration,video, got "image"'],
+    ['MODEL_HISTORY_DAYS', '30', 'expected a whole number from 31 to 3660, got "30"'],
+    ['MODEL_WEBHOOK_URL', 'ftp://hooks.example', 'expected a URL that begins with https://, got (not shown)'],
+    ['MODEL_WEBHOOK_SECRET', 'short', 'expected at least 16 printable characters, got (not shown)'],
     ['PARTIAL_BACKOFF_MAX_SECONDS', '0', 'expected a whole number from 1 to 86400, got "0"'],
   ])('%s=%s', (name, value, says) => {
     expect(problems({ ...servers, [name]: value })).toBe(`${name}: ${says}`);
@@ -109,6 +195,30 @@ describe('a wrong variable is named, with what was expected and what was found',
   test('a public address is refused with the reason', () => {
     expect(problems({ ...servers, HOST: '0.0.0.0' })).toMatch(
       /^HOST: expected 127\.0\.0\.1, localhost or ::1: .*, got "0\.0\.0\.0"$/,
+    );
+  });
+});
+
+describe('a webhook', () => {
+  const hook = {
+    ...servers,
+    MODEL_WEBHOOK_URL: 'http://hooks.example/t0ken',
+    MODEL_WEBHOOK_SECRET: '0123456789abcdef',
+  };
+
+  test('is asked by https, or on this machine, unless more is allowed', () => {
+    expect(problems(hook)).toBe(
+      'MODEL_WEBHOOK_URL: expected https, or http to this machine (MODEL_ALLOW_HTTP allows more), got http',
+    );
+    for (const url of ['https://hooks.example', 'http://127.0.0.1:8080/', 'http://[::1]/', 'http://localhost']) {
+      expect(() => readConfig({ ...hook, MODEL_WEBHOOK_URL: url })).not.toThrow();
+    }
+    expect(() => readConfig({ ...hook, MODEL_ALLOW_HTTP: 'true' })).not.toThrow();
+  });
+
+  test('is signed, and so needs a secret', () => {
+    expect(problems({ ...hook, MODEL_WEBHOOK_SECRET: '' })).toBe(
+      'MODEL_WEBHOOK_SECRET: expected at least 16 printable characters beside MODEL_WEBHOOK_URL, got none',
     );
   });
 });

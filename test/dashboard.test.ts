@@ -13,6 +13,7 @@ import { startDashboard } from '../src/dashboard/server.ts';
 import { ensureScheduler, wishes } from '../src/producers/schedules.ts';
 import { openQueues, producerConnection, untilReady, workerConnection } from '../src/queues/redis.ts';
 import { connect } from '../src/store/db.ts';
+import { giveProviders } from '../src/store/models.ts';
 import { deployOf } from '../src/store/schedules.ts';
 import { type Hourhand, startHourhand, until } from './support/hourhand.ts';
 
@@ -230,6 +231,65 @@ describe('who may ask', () => {
   });
 });
 
+describe('/api/models', () => {
+  const model = { model: 'gpt', type: 'chatCompletion' as const };
+  const provider = {
+    id: 'acme',
+    baseUrl: 'https://acme.example/v1',
+    apiKeyEnv: 'KEY',
+    concurrency: 1,
+    models: [model],
+  };
+  const post = (body: unknown, headers: Record<string, string> = own()) =>
+    ask('post', '/api/models/check', { 'Content-Type': 'application/json', ...headers }, JSON.stringify(body));
+
+  test('says of every model what is known, as hourhand models status --json does', async () => {
+    await giveProviders(hourhand.pool, [provider]);
+    const [{ text, status }, ran] = await Promise.all([
+      ask('get', '/api/models'),
+      hourhand.run(['models', 'status', '--json']),
+    ]);
+    expect(status).toBe(200);
+    expect(JSON.parse(text)).toEqual([
+      expect.objectContaining({ provider: 'acme', model: 'gpt', type: 'chatCompletion', status: 'unknown' }),
+    ]);
+    expect(JSON.parse(ran.stdout)).toEqual(JSON.parse(text));
+  });
+
+  test('takes a wish for a check, and tells what has come of it', async () => {
+    await giveProviders(hourhand.pool, [provider]);
+    const { status, text } = await post({ models: ['acme/gpt'] });
+    expect(status).toBe(202);
+    const { check } = JSON.parse(text);
+    expect(JSON.parse((await ask('get', `/api/models/checks/${check}`)).text)).toMatchObject({
+      id: check,
+      models: ['acme/gpt'],
+      probe: false,
+      finishedAt: null,
+      requestedBy: 'dashboard',
+    });
+    expect(await hourhand.queues.checks.getWaitingCount()).toBe(1);
+    await hourhand.queues.checks.obliterate({ force: true });
+  });
+
+  test('refuses what it does not know or cannot read, and whoever comes from elsewhere, and then asks for nothing', async () => {
+    await giveProviders(hourhand.pool, [provider]);
+    const statuses = [
+      await post({ models: ['nobody'] }),
+      await post({ models: 'gpt' }),
+      await post({ more: 1 }),
+      await post({ models: ['x'.repeat(70_000)] }),
+      await post({}, { Origin: 'https://evil.example' }),
+      await ask('post', '/api/models/check', { ...own(), 'Content-Type': 'text/plain' }, '{}'),
+      await ask('put', '/api/models/check', own()),
+      await ask('get', '/api/models/checks/99999'),
+      await ask('get', '/api/models/checks/x'),
+    ].map(({ status }) => status);
+    expect(statuses).toEqual([404, 400, 400, 413, 403, 403, 403, 404, 404]);
+    expect(await hourhand.queues.checks.getWaitingCount()).toBe(0);
+  });
+});
+
 describe('what may be changed', () => {
   test('exactly what the contract says, of all that this version of the board can do', async () => {
     expect(WRITES).toEqual(
@@ -358,15 +418,21 @@ describe('what may be changed', () => {
   });
 
   test('pause and resume hold one queue or all of them', async () => {
-    const paused = () => Promise.all(Object.values(hourhand.queues).map((queue) => queue.isPaused()));
+    const paused = async () => {
+      const found = await Promise.all(
+        Object.values(hourhand.queues).map(async (queue) => ((await queue.isPaused()) ? queue.name : '')),
+      );
+      return found.filter((name) => name !== '');
+    };
+    const all = Object.values(hourhand.queues).map(({ name }) => name);
     await change('/stats-hour/pause');
-    expect(await paused()).toEqual([false, true, false, false]);
+    expect(await paused()).toEqual(['stats-hour']);
     await change('/stats-hour/resume');
-    expect(await paused()).toEqual([false, false, false, false]);
+    expect(await paused()).toEqual([]);
     await change('/pause');
-    expect(await paused()).toEqual([true, true, true, true]);
+    expect(await paused()).toEqual(all);
     await change('/resume');
-    expect(await paused()).toEqual([false, false, false, false]);
+    expect(await paused()).toEqual([]);
   });
 
   test('a change that is asked for leaves a line in the log, a refused one none', async () => {
@@ -439,7 +505,7 @@ describe('health', () => {
     );
 
   async function ensure(pattern = '0 7 * * * *'): Promise<void> {
-    for (const one of wishes(hourhand.queues, { modelCallStats: pattern })) {
+    for (const one of wishes(hourhand.queues, { ...hourhand.config, MODEL_CALL_STATS_CRON_TIME: pattern })) {
       await ensureScheduler(hourhand.pool, one, await deployOf(hourhand.pool, version));
     }
   }
@@ -465,6 +531,8 @@ describe('health', () => {
       postgres: 'true: an answer',
       migrations: 'true: all applied',
       'scheduler model.call.stats': expect.stringMatching(/^true: live, next \d{4}-.*:07:00/),
+      'scheduler cleanup.stale.model.calls': 'true: off',
+      'scheduler check.model.status': 'true: off',
     });
   });
 
@@ -560,7 +628,7 @@ describe('health', () => {
     mute.hold();
     const [held, lives] = await Promise.all([alone.get('/readyz'), alone.get('/healthz')]);
     expect([held.status, held.ms < 4_000, lives.status, lives.ms < 2_000]).toEqual([503, true, 200, true]);
-    expect(Object.values(found(held.text))).toEqual(Array(5).fill('false: no answer within 2 s'));
+    expect(Object.values(found(held.text))).toEqual(Array(7).fill('false: no answer within 2 s'));
     silent.release();
     mute.release();
     await until(

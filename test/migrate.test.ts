@@ -26,6 +26,12 @@ test('an empty database gets all of them, in order, and each is said as it is do
     [
       'ModelCall',
       'ModelCallStat',
+      'ModelCheck',
+      'ModelProbe',
+      'ModelProvider',
+      'ModelStatus',
+      'ModelTransition',
+      'StaleCleanup',
       'StatHour',
       'StatMark',
       'StatRange',

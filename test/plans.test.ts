@@ -7,7 +7,9 @@ import { PrismaClient } from '../src/generated/prisma/client.ts';
 import type { Pool } from '../src/store/db.ts';
 import { allotRun, closeEmptyHours, closeHour, owedHours, surveyHours } from '../src/store/ledger.ts';
 import { markedHours, markUser, takeMarks } from '../src/store/marks.ts';
+import { callsSeen } from '../src/store/model-calls.ts';
 import { ledgerStatus } from '../src/store/progress.ts';
+import { countUnfinished, failBatch, staleCalls } from '../src/store/stale.ts';
 import { differences, rollUp, statLines, storeZeroRows, usersOfScope } from '../src/store/stats.ts';
 import { endOf, type Hour, startOf } from '../src/time/hour.ts';
 import { type Hourhand, h, startHourhand } from './support/hourhand.ts';
@@ -134,6 +136,36 @@ describe.each<[string, ...((hourhand: Hourhand) => Promise<unknown>)[]]>([
     ]);
   });
 
+  test('calls that hang are found among those that are under way, and each is failed by its key', async () => {
+    const limits = { minutes: 30, others: [{ type: 'video', minutes: 180 }] };
+    for (const after of [null, { callTime: '2026-08-20 13:10:00+00', id: 'call-7' }]) {
+      const scans = await scansOf((db) => failBatch(db, limits, { after, size: 2_000, now }));
+      expect(new Set(of(scans, 'ModelCall').map(({ index }) => index))).toEqual(
+        // A table without a page may be read whole.
+        new Set(['ModelCall_processing_idx', prepare.length > 0 ? 'ModelCall_pkey' : null]),
+      );
+      for (const { index, cond } of of(scans, 'ModelCall').filter((scan) => scan.index)) {
+        expect(cond).toMatch(
+          index === 'ModelCall_pkey' ? /^\(id = ANY/ : /"callTime" < .*ROW\("callTime", id\) > ROW/,
+        );
+      }
+      expect(of(scans, 'ModelCallStat')).toEqual([expect.objectContaining({ index: expect.any(String) })]);
+    }
+  });
+
+  test('calls that hang are counted and shown without a look at those that have ended', async () => {
+    const limits = { minutes: 30, others: [] };
+    for (const ask of [countUnfinished, (db: Pool) => staleCalls(db, limits, 100, now)]) {
+      const scans = await scansOf((db) => ask(db, limits, now));
+      expect(of(scans, 'ModelCall').map(({ index }) => index)).toEqual(['ModelCall_processing_idx']);
+    }
+  });
+
+  test('what real calls say of the models is read by hour', async () => {
+    const scans = await scansOf((db) => callsSeen(db, now, 900));
+    expect(of(scans, 'ModelCall')).toEqual([byHour]);
+  });
+
   test.each<[string, (db: Pool) => Promise<unknown>]>([
     ['which hours are owed', (db) => owedHours(db, 1_000, now)],
     ['which hours have marks', (db) => markedHours(db, 1_000, now)],
@@ -220,14 +252,15 @@ async function exhaust<T>(
   });
 }
 
-/** 400 calls of 2,000 users in each of 500 hours, a row for some users of each, and a ledger of two years. */
+/** 400 calls of 2,000 users in each of 500 hours, of which 8 are under way, a row for some users of each, and a ledger of two years. */
 async function fill({ pool }: Hourhand): Promise<void> {
   for (const table of ['ModelCall', 'ModelCallStat', 'StatHour', 'StatMark']) {
     await pool.$executeRawUnsafe(`alter table "${table}" set (autovacuum_enabled = false)`); // or it is analysed some time
   }
   await pool.$executeRaw`
     insert into "ModelCall" (id, "userDid", "providerId", model, type, "totalUsage", credits, status, "callTime")
-    select 'call-' || i, 'user-' || (i * 7919 % 2000), 'openai', 'gpt', 'chatCompletion', 10, 0.001, 'success',
+    select 'call-' || i, 'user-' || (i * 7919 % 2000), 'openai', 'gpt', 'chatCompletion', 10, 0.001,
+           (case when i % 50 = 0 then 'processing' else 'success' end)::"ModelCallStatus",
            timestamptz '2026-08-21T00:00Z' - i / 400 * interval '1 hour' - i % 400 * interval '8 seconds' - interval '1 second'
       from generate_series(0, 199999) i`;
   await pool.$executeRaw`

@@ -427,7 +427,9 @@ async function startWorking(pattern: string): Promise<Hourhand> {
 
 /** Who has the word: in an hourhand of one's own, its worker. */
 async function deployOf({ pool }: Hourhand): Promise<Deploy> {
-  const [deploy] = await pool.$queryRaw<[Deploy]>`select version, "startedAt" from "StatSchedule"`;
+  const [deploy] = await pool.$queryRaw<
+    [Deploy]
+  >`select version, "startedAt" from "StatSchedule" where id = ${id}::text`;
   return deploy;
 }
 
@@ -511,7 +513,7 @@ async function ensureInProcesses({ environment }: Hourhand, processes: number, t
     const config = readConfig();
     const { pool, queues, close } = await openConnections(config, createLogger('silent'));
     const deploy = await deployOf(pool, version);
-    const [wish] = wishes(queues, { modelCallStats: config.MODEL_CALL_STATS_CRON_TIME });
+    const [wish] = wishes(queues, config);
     process.once('message', async () => {
       const outcomes = [];
       for (let i = 0; i < ${times}; i++) outcomes.push(await ensureScheduler(pool, wish, deploy));

@@ -1,4 +1,5 @@
 import { afterAll, beforeAll, describe, expect, test } from 'vitest';
+import type { Db } from '../src/store/db.ts';
 import { type Hourhand, startHourhand } from './support/hourhand.ts';
 
 let hourhand: Hourhand;
@@ -115,6 +116,32 @@ const tables: Record<string, { row: Row; nonsense: Record<string, Row[]>; sense:
     nonsense: { StatMark_hour_check: [{ hour: '2026-08-20T13:30Z' }] },
     sense: [{}],
   },
+  StaleCleanup: {
+    row: { finishedAt: '2026-08-20T13:10Z', calls: 1 },
+    nonsense: { StaleCleanup_calls_check: [{ calls: 0 }, { calls: -1 }] },
+    sense: [{}, { requestedBy: 'ada' }],
+  },
+  ModelProvider: {
+    row: { id: 'acme', baseUrl: 'https://acme.example/v1', apiKeyEnv: 'KEY', concurrency: 32 },
+    nonsense: { ModelProvider_check: [{ id: '' }, { apiKeyEnv: '' }, { concurrency: 0 }, { concurrency: 1001 }] },
+    sense: [{}, { concurrency: 1 }],
+  },
+  ModelTransition: {
+    row: { providerId: 'acme', model: 'gpt', type: 'custom', from: 'up', to: 'down', at: '2026-08-20T13:10Z' },
+    nonsense: { ModelTransition_check: [{ to: 'up' }] },
+    sense: [{}, { source: 'calls', reason: 'unavailable' }],
+  },
+  ModelProbe: {
+    row: { checkId: 1, providerId: 'acme', model: 'gpt', type: 'custom', credits: '0.00000001' },
+    nonsense: {
+      ModelProbe_credits_check: [{ credits: '-0.00000001' }, { credits: 'NaN' }],
+      ModelProbe_finished_check: [
+        { finishedAt: '2026-08-20T13:10Z', startedAt: '2026-08-20T13:09Z' },
+        { finishedAt: '2026-08-20T13:10Z', ok: 'true' },
+      ],
+    },
+    sense: [{}, { startedAt: '2026-08-20T13:09Z', finishedAt: '2026-08-20T13:10Z', ok: 'false' }],
+  },
 };
 
 describe.each(Object.entries(tables))('%s', (table, { row, nonsense, sense }) => {
@@ -147,34 +174,48 @@ test.each<[string, Row]>([
   await expect(insert(table, { ...tables[table]?.row, ...wrong })).rejects.toThrow('violates check constraint');
 });
 
-test("the end of a call moves no index: the gateway's UPDATE stays within its page", async () => {
+/** All that a gateway writes of a call. */
+const figures = {
+  totalUsage: 12n,
+  inputTokens: 10n,
+  outputTokens: 2n,
+  credits: '0.00000001',
+  duration: '1.5',
+  ttfb: '0.2',
+  usageMetrics: { tokens: 12 },
+  metadata: { some: 'thing' },
+  requestId: 'r',
+  traceId: 't',
+  credentialId: 'c',
+  errorReason: 'none',
+};
+
+test.each([
+  ['that goes on stays within its page, for it moves no index', { ...figures }, 1],
+  // docs/decisions/0005-unfinished-calls.md
+  [
+    'that ends leaves the index of the unfinished calls, and so its page',
+    { ...figures, status: 'success' as const },
+    0,
+  ],
+])("the gateway's UPDATE of a call %s", async (_, data, hot) => {
   const { pool } = hourhand;
-  const id = 'call-1';
-  await pool.modelCall.create({
-    data: { id, userDid: 'ada', providerId: 'openai', model: 'gpt', type: 'chatCompletion' },
-  });
+  const call = { id: `call-${hot}`, userDid: 'ada', providerId: 'openai', model: 'gpt', type: 'custom' as const };
+  await pool.modelCall.create({ data: call });
   const counts = await pool.$transaction(async (db) => {
-    await db.modelCall.update({
-      where: { id },
-      data: {
-        status: 'success',
-        totalUsage: 12n,
-        inputTokens: 10n,
-        outputTokens: 2n,
-        credits: '0.00000001',
-        duration: '1.5',
-        ttfb: '0.2',
-        usageMetrics: { tokens: 12 },
-        metadata: { some: 'thing' },
-        requestId: 'r',
-        traceId: 't',
-        credentialId: 'c',
-      },
-    });
-    return db.$queryRaw`select n_tup_upd::int as updated, n_tup_hot_upd::int as hot from pg_stat_xact_user_tables where relname = 'ModelCall'`;
+    const [before] = await updates(db);
+    await db.modelCall.update({ where: { id: call.id }, data });
+    const [after] = await updates(db);
+    return { updated: after.updated - before.updated, hot: after.hot - before.hot };
   });
-  expect(counts).toEqual([{ updated: 1, hot: 1 }]);
+  expect(counts).toEqual({ updated: 1, hot });
 });
+
+/** How many updates of calls this connection has not reported yet, and how many of them were heap-only. */
+function updates(db: Db) {
+  return db.$queryRaw<[{ updated: number; hot: number }]>`
+    select n_tup_upd::int as updated, n_tup_hot_upd::int as hot from pg_stat_xact_user_tables where relname = 'ModelCall'`;
+}
 
 /** Insert one row, and leave nothing behind; returns how many were taken. */
 async function insert(table: string, row: Row): Promise<number> {

@@ -9,9 +9,7 @@ import { hourOf } from '../time/hour.ts';
 /** The ledger, the schedulers and the queues at one look; what `--json` prints. */
 export async function gatherStatus({ pool, queues, config }: Connections) {
   const ledger = await ledgerStatus(pool, 20);
-  const schedulers = await Promise.all(
-    wishes(queues, { modelCallStats: config.MODEL_CALL_STATS_CRON_TIME }).map((wish) => inspectScheduler(pool, wish)),
-  );
+  const schedulers = await Promise.all(wishes(queues, config).map((wish) => inspectScheduler(pool, wish)));
   const counts = await Promise.all(
     Object.values(queues).map(async (queue) => ({
       queue: queue.name as string,

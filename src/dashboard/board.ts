@@ -12,6 +12,12 @@ const DESCRIPTIONS: Record<keyof Queues, string> = {
   hours: 'One job for each owed hour. Failed: the hour is partial, the reason names the users; a retry is a new run.',
   users: 'The children of an hour: one user, or a range of buckets. The retry that succeeds last closes the hour.',
   marks: 'Users of one hour who are to be rolled up again.',
+  staleTicks: 'When to look for calls that hang.',
+  stale: 'Fails calls that were processing for too long; each job says which and in which hours.',
+  modelTicks: 'When to look at the models.',
+  checks: 'One look at the models: those that real calls speak for are judged by them, the others are probed.',
+  probes: 'The children of a check: one question to one model, within the budget.',
+  announcements: 'Transitions on their way to the webhook. A retry sends it again, under the same id.',
 };
 
 /** Hours are named in UTC; instants beside them in the browser's zone would not be comparable. */

@@ -42,7 +42,7 @@ export function health(
         const ok = pending.length === 0;
         return { ok, found: ok ? 'all applied' : `not applied: ${pending.join(', ')}` };
       }),
-      ...wishes(queues, { modelCallStats: config.MODEL_CALL_STATS_CRON_TIME }).map((wish) =>
+      ...wishes(queues, config).map((wish) =>
         check(`scheduler ${wish.id}`, 'live, or off', () => scheduler(pool, wish)),
       ),
     ]);

@@ -12,13 +12,14 @@ import { reasonOf } from '../store/db.ts';
 import { type Answer, board } from './board.ts';
 import { fromThisMachine, onlyAllowedWrites, refuseWrites } from './guard.ts';
 import { health } from './health.ts';
+import { models } from './models.ts';
 
 const QUEUES = '/queues';
 /** What `close` waits for answers under way. */
 const DRAIN_MS = 500;
 
 /**
- * Serve Bull Board, `/healthz` and `/readyz` on this machine until `close`, which takes no longer than about half a
+ * Serve Bull Board, `/api/models`, `/healthz` and `/readyz` on this machine until `close`, which takes no longer than about half a
  * second, whoever is still connected.
  *
  * @param sample the calls are the sample that `npm start` loaded, and the pages say so
@@ -49,11 +50,12 @@ function dashboard(connections: Connections, sample: boolean): Express {
     .use(helmet({ contentSecurityPolicy: { directives } }))
     .use(fromThisMachine)
     .use(health(connections, { version, migrations }))
+    .use(models(connections))
     .get('/', (_req, res) => res.redirect(QUEUES))
     .use(QUEUES, onlyAllowedWrites(connections), board(queues, { path: QUEUES, sample, answerTo }))
     .use(refuseWrites)
     .use((_req, res) => {
-      res.status(404).json({ error: 'Not found', message: `There is ${QUEUES}, /healthz and /readyz.` });
+      res.status(404).json({ error: 'Not found', message: `There is ${QUEUES}, /api/models, /healthz and /readyz.` });
     })
     .use(onError);
 }

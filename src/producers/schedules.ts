@@ -1,8 +1,8 @@
 // Do the schedulers stand as they must?
 
 import type { JobSchedulerJson, Queue } from 'bullmq';
+import { tickOptions } from '../queues/define-job.ts';
 import type { Queues } from '../queues/redis.ts';
-import { statsTick } from '../queues/stats.ts';
 import type { Db } from '../store/db.ts';
 import { type Deploy, type Schedule, scheduleOf, settleSchedule } from '../store/schedules.ts';
 import { nextRun, type Pattern } from '../time/pattern.ts';
@@ -14,9 +14,28 @@ export interface Wish {
   readonly pattern: Pattern;
 }
 
-/** Every scheduler that hourhand has, with this process' patterns. */
-export function wishes(queues: Queues, patterns: { modelCallStats: Pattern }): Wish[] {
-  return [{ id: 'model.call.stats', queue: queues.ticks, pattern: patterns.modelCallStats }];
+/** The environment's patterns: each scheduler's, by the name of its variable. */
+export interface Patterns {
+  readonly MODEL_CALL_STATS_CRON_TIME: Pattern;
+  readonly CLEANUP_STALE_MODEL_CALLS_CRON_TIME: Pattern;
+  readonly CHECK_MODEL_STATUS_CRON_TIME: Pattern;
+}
+
+/** Every scheduler that hourhand has: its id, its variable, and its queue, which holds nothing but its ticks. */
+const SCHEDULERS = [
+  ['model.call.stats', 'MODEL_CALL_STATS_CRON_TIME', 'ticks'],
+  ['cleanup.stale.model.calls', 'CLEANUP_STALE_MODEL_CALLS_CRON_TIME', 'staleTicks'],
+  ['check.model.status', 'CHECK_MODEL_STATUS_CRON_TIME', 'modelTicks'],
+] as const;
+
+/** Every scheduler, with this process' patterns. */
+export function wishes(queues: Queues, patterns: Patterns): (Wish & { variable: keyof Patterns })[] {
+  return SCHEDULERS.map(([id, variable, queue]) => ({
+    id,
+    variable,
+    queue: queues[queue],
+    pattern: patterns[variable],
+  }));
 }
 
 export type SchedulerState = 'live' | 'missing' | 'changed' | 'broken' | 'off';
@@ -76,7 +95,7 @@ async function upsert(queue: Queue, { id, pattern, version, startedAt }: Schedul
     queue.upsertJobScheduler(
       id,
       { pattern, tz: 'UTC' },
-      { name: `tick ${id}`, data: { version, startedAt: startedAt.toISOString() }, opts: statsTick.options },
+      { name: `tick ${id}`, data: { version, startedAt: startedAt.toISOString() }, opts: tickOptions },
     );
   try {
     await write();

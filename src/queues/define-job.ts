@@ -14,6 +14,29 @@ export interface JobDefinition<Data> {
   readonly options: JobsOptions;
 }
 
+const DAY = 24 * 3600;
+
+/** An operator sees a week of what was done; what failed stays for two, or until it is retried. */
+const kept: JobsOptions = {
+  removeOnComplete: { age: 7 * DAY, count: 2_000 },
+  removeOnFail: { age: 14 * DAY, count: 5_000 },
+  keepLogs: 100,
+  stackTraceLimit: 5,
+};
+
+/** Errors of the server and of the traffic pass: five attempts in about a minute, then what Postgres says is owed takes over. */
+export const retried: JobsOptions = {
+  ...kept,
+  attempts: 5,
+  backoff: { type: 'exponential', delay: 1_000, jitter: 0.5 },
+};
+
+/**
+ * A tick takes any name and any data for a tick: a promoted one can lose both.
+ * Nothing of it is kept: a retained tick's id would block the next one at the same instant.
+ */
+export const tickOptions: JobsOptions = { removeOnComplete: true, removeOnFail: true, attempts: 1 };
+
 export interface JobToAdd {
   readonly name: string;
   readonly data: object;

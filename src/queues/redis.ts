@@ -2,7 +2,9 @@
 
 import { Queue } from 'bullmq';
 import { Redis, type RedisOptions } from 'ioredis';
-import { rollUpHour, rollUpMarks, rollUpUsers, statsTick } from './stats.ts';
+import { announceTransition, checkModels, probeModel } from './models.ts';
+import { failStaleCalls } from './stale.ts';
+import { rollUpHour, rollUpMarks, rollUpUsers } from './stats.ts';
 
 export interface RedisAddress {
   readonly url: string;
@@ -83,6 +85,12 @@ export interface Queues {
   readonly hours: Queue;
   readonly users: Queue;
   readonly marks: Queue;
+  readonly staleTicks: Queue;
+  readonly stale: Queue;
+  readonly modelTicks: Queue;
+  readonly checks: Queue;
+  readonly probes: Queue;
+  readonly announcements: Queue;
 }
 
 /** Every queue, on one connection that the caller keeps and closes. Parents and children never share one. */
@@ -94,9 +102,15 @@ export function openQueues(connection: Redis, prefix: string): Queues {
     return queue;
   };
   return {
-    ticks: open(statsTick.queue),
+    ticks: open('stats-tick'),
     hours: open(rollUpHour.queue),
     users: open(rollUpUsers.queue),
     marks: open(rollUpMarks.queue),
+    staleTicks: open('stale-tick'),
+    stale: open(failStaleCalls.queue),
+    modelTicks: open('models-tick'),
+    checks: open(checkModels.queue),
+    probes: open(probeModel.queue),
+    announcements: open(announceTransition.queue),
   };
 }

@@ -1,22 +1,8 @@
 // The jobs of the roll-up: a tick, its hours, their users.
 
-import type { JobsOptions } from 'bullmq';
 import { z } from 'zod';
 import { epochOf, type Hour, isHour } from '../time/hour.ts';
-import type { JobDefinition } from './define-job.ts';
-
-const DAY = 24 * 3600;
-
-/** An operator sees a week of what was done; what failed stays for two, or until it is retried. */
-const kept: JobsOptions = {
-  removeOnComplete: { age: 7 * DAY, count: 2_000 },
-  removeOnFail: { age: 14 * DAY, count: 5_000 },
-  keepLogs: 100,
-  stackTraceLimit: 5,
-};
-
-/** Errors of the server and of the traffic pass: five attempts in about a minute, then the ledger's back-off takes over. */
-const retried: JobsOptions = { ...kept, attempts: 5, backoff: { type: 'exponential', delay: 1_000, jitter: 0.5 } };
+import { type JobDefinition, retried } from './define-job.ts';
 
 const hour = z.custom<Hour>((value) => typeof value === 'string' && isHour(value), {
   error: 'expected a UTC hour such as 2026-08-20T13',
@@ -26,15 +12,6 @@ const hour = z.custom<Hour>((value) => typeof value === 'string' && isHour(value
 export const BACKFILL_PRIORITY = 10;
 /** A backfilled hour whose children are done closes before the next hundred fan out. */
 export const CLOSING_PRIORITY = 1;
-
-/**
- * A tick takes any name and any data for a tick: a promoted one can lose both.
- * Nothing of it is kept: a retained tick's id would block the next one at the same instant.
- */
-export const statsTick = {
-  queue: 'stats-tick',
-  options: { removeOnComplete: true, removeOnFail: true, attempts: 1 } satisfies JobsOptions,
-};
 
 /** The step is stored on the job, so that a crash resumes where it died. The run is the ledger's word. */
 const hourData = z.object({

@@ -32,3 +32,10 @@ export function parsePattern(text: string): Pattern {
 export function nextRun(pattern: Pattern, from: Date): Date {
   return CronExpressionParser.parse(pattern, { tz: 'UTC', currentDate: from }).next().toDate();
 }
+
+/** The longest of the next gaps between two firings, in seconds: 900 for each quarter of an hour. */
+export function intervalOf(pattern: Pattern, from: Date): number {
+  const expression = CronExpressionParser.parse(pattern, { tz: 'UTC', currentDate: from });
+  const runs = expression.take(11).map((run) => run.getTime());
+  return Math.max(...runs.slice(1).map((run, i) => (run - (runs[i] ?? run)) / 1_000));
+}

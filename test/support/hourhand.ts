@@ -45,6 +45,8 @@ export async function startHourhand(env: Record<string, string> = {}, options: {
   const environment = {
     LOG_LEVEL: 'silent',
     MODEL_CALL_STATS_CRON_TIME: 'off',
+    CLEANUP_STALE_MODEL_CALLS_CRON_TIME: 'off',
+    CHECK_MODEL_STATUS_CRON_TIME: 'off',
     ...env,
     DATABASE_URL: database.url,
     REDIS_URL: serverUrl('TEST_REDIS_URL'),
@@ -89,7 +91,7 @@ export async function startHourhand(env: Record<string, string> = {}, options: {
 
     /** A worker in this process. */
     async work(): Promise<{ stop(): Promise<void> }> {
-      const worker = await startWorker(connections);
+      const worker = await startWorker(connections, environment);
       workers.push(worker);
       return worker;
     },

@@ -1,0 +1,39 @@
+// What do the gateway's own calls say of its models?
+
+import { type Db, Sql } from './db.ts';
+import { callersFault, errorClass, type ModelError } from './model-errors.ts';
+import type { ModelKey } from './models.ts';
+import { callHour } from './scope.ts';
+
+/** A model's ended calls of some minutes, without those that failed by their caller's fault. */
+export interface CallsSeen extends ModelKey {
+  readonly calls: number;
+  readonly failed: number;
+  /** Why most of the failed ones failed; null where none did. */
+  readonly reason: ModelError | null;
+  /** The median of the successful ones, to the first byte where the gateway says so; null where it says neither. */
+  readonly latencyMs: number | null;
+}
+
+/**
+ * The calls that began in `[until - seconds, until)` and have ended, for each model that has some. Reads no older hour.
+ * Each text of an error is classified once, by its beginning: that costs more than all the rest.
+ */
+export async function callsSeen(db: Db, until: Date, seconds: number): Promise<CallsSeen[]> {
+  const from = new Date(until.getTime() - seconds * 1_000);
+  return db.$queryRaw<CallsSeen[]>`
+    with ended as materialized (
+      select "providerId", model, type, coalesce(ttfb, duration) as answered, case when status = 'failed' then coalesce(left("errorReason", 300), '') end as error
+        from "ModelCall"
+       where ${callHour} >= date_trunc('hour', ${from}::timestamptz at time zone 'UTC') and ${callHour} <= ${until}::timestamptz at time zone 'UTC'
+         and "callTime" >= ${from}::timestamptz and "callTime" < ${until}::timestamptz and status <> 'processing'
+    ), errors as materialized (
+      select error, ${errorClass(Sql.sql`error`)} as class from (select distinct error from ended where error is not null) as texts
+    )
+    select "providerId", model, type::text as type, count(*)::int as calls, count(class)::int as failed,
+           mode() within group (order by class) as reason,
+           round(1000 * percentile_cont(0.5) within group (order by answered::float8) filter (where class is null))::int as "latencyMs"
+      from ended left join errors using (error)
+     where class is null or class <> all(${[...callersFault]}::text[])
+     group by "providerId", model, type`;
+}

@@ -1,0 +1,161 @@
+// Which calls hang, and what becomes of them?
+
+import type { Hour } from '../time/hour.ts';
+import { type Limit, type Limits, shortestOf } from '../time/limits.ts';
+import { type Db, instant, type Now, Sql } from './db.ts';
+
+/** Calls of one model and type that exceeded one limit. */
+export interface StaleCalls {
+  readonly provider: string;
+  readonly model: string;
+  readonly type: string;
+  readonly limitMinutes: number;
+  readonly calls: number;
+}
+
+/** A place in the order in which calls are looked at. The instant is Postgres' own text: a Date loses its microseconds. */
+export interface Place {
+  readonly callTime: string;
+  readonly id: string;
+}
+const FIRST: Place = { callTime: '-infinity', id: '' };
+
+export interface Batch {
+  /** Calls failed. */
+  readonly calls: number;
+  readonly models: StaleCalls[];
+  readonly hours: { hour: Hour; calls: number }[];
+  /** The hours that got marks. */
+  readonly marked: Hour[];
+  /** Where the next batch begins; `null` after the last. */
+  readonly next: Place | null;
+}
+
+/**
+ * Keep the covered ranges as they are until the transaction ends. A backfill that covers an hour after a batch has looked
+ * would read the batch's calls as they were before, and no mark would tell. To be taken before `failBatch`, by itself.
+ */
+export async function holdRanges(db: Db): Promise<void> {
+  await db.$executeRaw`lock table "StatRange" in row exclusive mode`;
+}
+
+/**
+ * Fail those of the next `size` unfinished calls that have been processing for longer than their limit, and mark their
+ * users' hours, in one statement.
+ *
+ * A call that somebody else holds is passed over, and not waited for. One that ended after the statement began is looked
+ * at again when its lock is taken, and passed over too: nothing that the gateway says is ever overwritten. Calls within
+ * their own, longer limit count towards `size`, so that no batch takes longer than another for them. (The cast in the
+ * UPDATE keeps the planner from looking for the batch's ids in the whole index of unfinished calls: it takes that for
+ * short, which it is until something breaks.)
+ *
+ * Marked are hours that may have been rolled up, or may be under way and have read the call before this statement did:
+ * those that the ledger knows, or that are covered, or in which this user was rolled up alone. Not what is sealed, nor the
+ * running hour; only in its last five minutes, which is what a statement may take, could it be read before this commits.
+ */
+export async function failBatch(
+  db: Db,
+  limits: Limits,
+  { after, size, now }: { after?: Place | null | undefined; size: number; now?: Now },
+): Promise<Batch> {
+  const minutes = minutesOf(limits);
+  const { callTime, id } = after ?? FIRST;
+  const unfinished = Sql.sql`${mayBeStale(limits, now)} and ("callTime", id) > (${callTime}::timestamptz, ${id}::text)`;
+  const [row] = await db.$queryRaw<[Batch]>`
+    with last as materialized (
+      select "callTime", id from "ModelCall" where ${unfinished} order by "callTime", id offset ${size - 1}::int limit 1
+    ), stale as materialized (
+      select id from "ModelCall"
+       where ${unfinished} and ${isStale(limits, now)}
+         and ("callTime", id) <= (coalesce((select "callTime" from last), 'infinity'), coalesce((select id from last), ''))
+       order by "callTime", id limit ${size}::int
+       for update skip locked
+    ), failed as (
+      update "ModelCall"
+         set status = 'failed', "errorReason" = 'Timeout: Processing exceeded ' || ${minutes} || ' minutes',
+             duration = extract(epoch from ${instant(now)} - "callTime"), "updatedAt" = ${instant(now)}
+       where id = any(array(select id from stale)) and status::text = 'processing'
+      returning "providerId", model, type, ${minutes} as minutes, "userDid", date_trunc('hour', "callTime", 'UTC') as hour
+    ), hours as materialized (
+      select hour, f.calls, l."sealedAt" is null and hour + interval '1 hour' <= ${instant(now)} + interval '5 minutes' as open,
+             l.state is not null or exists (select from "StatRange" r
+                                             where r.start <= hour and coalesce(r."end", 'infinity') > hour) as known
+        from (select hour, count(*) as calls from failed group by hour) as f left join "StatHour" l using (hour)
+    ), marked as (
+      insert into "StatMark" (hour, "userDid", reason)
+      select distinct hour, f."userDid", 'late'::"HourReason" from failed f join hours using (hour)
+       where open and (known or (select true from "ModelCallStat" s
+                                  where s."timeType" = 'hour' and s."timestamp" = hour and s."userDid" = f."userDid" limit 1))
+      returning hour
+    ), models as (
+      select "providerId" as provider, model, type, minutes as "limitMinutes", count(*) as calls
+        from failed group by 1, 2, 3, 4 order by calls desc, 1, 2, 3
+    )
+    select (select count(*)::int from failed) as calls,
+           (select coalesce(jsonb_agg(models), '[]') from models) as models,
+           (select coalesce(jsonb_agg(jsonb_build_object('hour', ${spelled}, 'calls', calls) order by hour), '[]') from hours) as hours,
+           array(select ${spelled} from marked group by hour order by hour) as marked,
+           (select jsonb_build_object('callTime', "callTime"::text, 'id', id) from last) as next`;
+  return row;
+}
+
+/** At most so many unfinished calls are to be looked at: those beyond the shortest limit. */
+export async function countUnfinished(db: Db, limits: Limits, now?: Now): Promise<number> {
+  const [row] = await db.$queryRaw<[{ calls: number }]>`
+    select count(*)::int as calls from "ModelCall" where ${mayBeStale(limits, now)}`;
+  return row.calls;
+}
+
+/** What would be failed at this moment, by model, the most calls first; at most `limit` lines. */
+export async function staleCalls(db: Db, limits: Limits, limit: number, now?: Now) {
+  return db.$queryRaw<(StaleCalls & { oldest: Date })[]>`
+    select "providerId" as provider, model, type::text, ${minutesOf(limits)} as "limitMinutes", count(*)::int as calls,
+           min("callTime") as oldest
+      from "ModelCall" where ${mayBeStale(limits, now)} and ${isStale(limits, now)}
+     group by 1, 2, 3, 4 order by calls desc, 1, 2, 3 limit ${limit}::int`;
+}
+
+/**
+ * Write a clean-up down, and forget those of more than 30 days ago.
+ *
+ * @returns the calls that were failed in the day before
+ */
+export async function recordCleanup(
+  db: Db,
+  { calls, requestedBy }: { calls: number; requestedBy: string | null },
+  now?: Now,
+): Promise<number> {
+  const [row] = await db.$queryRaw<[{ calls: number }]>`
+    with recorded as (
+      insert into "StaleCleanup" ("requestedBy", "finishedAt", calls)
+      values (${requestedBy}::text, ${instant(now)}, ${calls}::bigint)
+    ), forgotten as (
+      delete from "StaleCleanup" where "finishedAt" < ${instant(now)} - interval '30 days'
+    )
+    select coalesce(sum(calls), 0)::int as calls from "StaleCleanup"
+     where "finishedAt" >= ${instant(now)} - interval '1 day' and "finishedAt" <= ${instant(now)}`;
+  return row.calls;
+}
+
+const spelled = Sql.sql`to_char(hour at time zone 'UTC', 'YYYY-MM-DD"T"HH24')`;
+
+/** By the letter of `ModelCall_processing_idx`, and cheap: all that can be stale, and what has a longer limit of its own. */
+function mayBeStale(limits: Limits, now: Now): Sql.Sql {
+  return Sql.sql`status = 'processing' and "callTime" < ${instant(now)} - ${shortestOf(limits)}::int * interval '1 minute'`;
+}
+
+function isStale(limits: Limits, now: Now): Sql.Sql {
+  return Sql.sql`"callTime" < ${instant(now)} - ${minutesOf(limits)} * interval '1 minute'`;
+}
+
+/** The limit of a row of `ModelCall`: its model's, else its type's, else that of all. */
+function minutesOf({ minutes, others }: Limits): Sql.Sql {
+  if (others.length === 0) return Sql.sql`${minutes}::int`;
+  const own = (limit: Limit) =>
+    'model' in limit
+      ? Sql.sql`when "providerId" = ${limit.provider}::text and model = ${limit.model}::text then ${limit.minutes}::int`
+      : Sql.sql`when type = ${limit.type}::"ModelCallType" then ${limit.minutes}::int`;
+  const models = others.filter((limit) => 'model' in limit);
+  const types = others.filter((limit) => 'type' in limit);
+  return Sql.sql`case ${Sql.join([...models, ...types].map(own), ' ')} else ${minutes}::int end`;
+}
