@@ -3,6 +3,7 @@ import { defineConfig } from 'vitest/config';
 export default defineConfig({
   test: {
     include: ['test/**/*.test.ts'],
+    globalSetup: 'test/support/database.ts',
     // Tests start processes and kill them: one process to a file, and no more files at once than a small machine has cores.
     pool: 'forks',
     fileParallelism: true,

@@ -1,20 +1,10 @@
-// hourhand: the command line.
+// hourhand: the command line. A command reads what it needs when it is typed: a wrong word need not wait for a database client.
 
 import { userInfo } from 'node:os';
 import { Command, CommanderError, InvalidArgumentError, Option } from 'commander';
-import { backfill } from './commands/backfill.ts';
-import { importFile } from './commands/import.ts';
 import { say } from './commands/say.ts';
-import { schedule } from './commands/schedule.ts';
-import { stale } from './commands/stale.ts';
-import { stats } from './commands/stats.ts';
-import { status } from './commands/status.ts';
-import { verify } from './commands/verify.ts';
 import { type Config, ConfigError, migrations, readConfig, version } from './config.ts';
-import { type Connections, openConnections } from './connections.ts';
-import { createLogger } from './logger.ts';
-import { reasonOf } from './store/db.ts';
-import { migrate } from './store/migrate.ts';
+import type { Connections } from './connections.ts';
 import { parseInstant, type Range, spell, wholeHours } from './time/range.ts';
 
 /** Wrong usage, or a wrong environment: nothing was begun. */
@@ -34,28 +24,31 @@ program
   .command('up')
   .description('migrations, schedulers, one worker and the dashboard; stays until Ctrl-C')
   .addOption(new Option('--sample <file>', 'load these calls into the private database, if it holds none').hideHelp())
-  .action(({ sample }) => run(async (config) => (await app()).runUp(config, sample)));
+  .action(({ sample }) => run(async (config) => (await import('./app.ts')).runUp(config, sample)));
 
 program
   .command('worker')
   .description('one worker process; start as many as you like')
-  .action(() => run(async (config) => (await app()).runWorker(config)));
+  .action(() => run(async (config) => (await import('./app.ts')).runWorker(config)));
 
 program
   .command('dashboard')
   .description('the web server alone')
-  .action(() => run(async (config) => (await app()).runDashboard(config)));
+  .action(() => run(async (config) => (await import('./app.ts')).runDashboard(config)));
 
 program
   .command('schedule')
   .description('see to the schedulers, and print them with their next runs')
-  .action(() => run((config) => withConnections(config, {}, schedule)));
+  .action(() =>
+    run((config) => withConnections(config, {}, async (c) => (await import('./commands/schedule.ts')).schedule(c))),
+  );
 
 program
   .command('migrate')
   .description('apply the migrations that are missing')
   .action(() =>
     run(async (config) => {
+      const { migrate } = await import('./store/migrate.ts');
       const applied = await migrate(config.DATABASE_URL, migrations, (name) => say(`applied ${name}`));
       say(applied.length === 0 ? 'nothing to apply' : `${applied.length} applied`);
       return 0;
@@ -67,7 +60,9 @@ program
   .description('load calls from a CSV file, plain or gzip, or from standard input (-)')
   .argument('<file>', 'FILE.csv, FILE.csv.gz or -')
   .option('--skip-bad', 'name bad lines and import the rest', false)
-  .action((file: string, { skipBad }) => run((config) => importFile(config, file, { skipBad })));
+  .action((file: string, { skipBad }) =>
+    run(async (config) => (await import('./commands/import.ts')).importFile(config, file, { skipBad })),
+  );
 
 withRange(program.command('backfill').description('ask for the hours of [from, to), widened to whole hours'))
   .option('--user <did>', 'this user alone')
@@ -81,7 +76,9 @@ withRange(program.command('backfill').description('ask for the hours of [from, t
     if (user === '') command.error('error: --user: expected a user, got ""');
     const options = { user, only, dryRun, wait, requestedBy: userInfo().username };
     const range = rangeOf(from, to);
-    return run((config) => withConnections(config, {}, (c) => backfill(c, range, options)));
+    return run((config) =>
+      withConnections(config, {}, async (c) => (await import('./commands/backfill.ts')).backfill(c, range, options)),
+    );
   });
 
 withRange(program.command('stats').description('the stored statistics'))
@@ -94,14 +91,20 @@ withRange(program.command('stats').description('the stored statistics'))
   .option('--zeros', 'also users without a call in the hour who were active in the days before', false)
   .action(({ from, to, ...options }) => {
     const range = rangeOf(from, to);
-    return run((config) => withConnections(config, { patient: true }, (c) => stats(c, range, options)));
+    return run((config) =>
+      withConnections(config, { patient: true }, async (c) =>
+        (await import('./commands/stats.ts')).stats(c, range, options),
+      ),
+    );
   });
 
 withRange(
   program.command('verify').description('recount from the calls and list every difference; exit 1 if there is any'),
 ).action(({ from, to }) => {
   const range = rangeOf(from, to);
-  return run((config) => withConnections(config, { patient: true }, (c) => verify(c, range)));
+  return run((config) =>
+    withConnections(config, { patient: true }, async (c) => (await import('./commands/verify.ts')).verify(c, range)),
+  );
 });
 
 const models = program.command('models').description('which models are known, and which of them answer');
@@ -112,28 +115,32 @@ models
   )
   .argument('<file>', 'FILE.json, or -')
   .action((file: string) =>
-    run((config) => withConnections(config, {}, async (c) => (await modelCommands()).importModels(c, file))),
+    run((config) =>
+      withConnections(config, {}, async (c) => (await import('./commands/models.ts')).importModels(c, file)),
+    ),
   );
 models
   .command('discover')
   .description("know the models that a provider's own list names")
   .argument('<provider>', 'its id')
   .action((id: string) =>
-    run((config) => withConnections(config, {}, async (c) => (await modelCommands()).discover(c, id))),
+    run((config) => withConnections(config, {}, async (c) => (await import('./commands/models.ts')).discover(c, id))),
   );
 models
   .command('forget')
   .description('forget a provider with its models, or one of them')
   .argument('<name>', 'PROVIDER or PROVIDER/MODEL')
   .action((name: string) =>
-    run((config) => withConnections(config, {}, async (c) => (await modelCommands()).forget(c, name))),
+    run((config) => withConnections(config, {}, async (c) => (await import('./commands/models.ts')).forget(c, name))),
   );
 models
   .command('status')
   .description('what is known of each model: status, why, latency, since when, uptime')
   .option('--json', 'for machines', false)
   .action((options) =>
-    run((config) => withConnections(config, {}, async (c) => (await modelCommands()).modelsStatus(c, options))),
+    run((config) =>
+      withConnections(config, {}, async (c) => (await import('./commands/models.ts')).modelsStatus(c, options)),
+    ),
   );
 models
   .command('check')
@@ -143,7 +150,11 @@ models
   .action((names: string[], { probe }) =>
     run((config) =>
       withConnections(config, {}, async (c) =>
-        (await modelCommands()).checkNow(c, { models: names, probe, requestedBy: userInfo().username }),
+        (await import('./commands/models.ts')).checkNow(c, {
+          models: names,
+          probe,
+          requestedBy: userInfo().username,
+        }),
       ),
     ),
   );
@@ -154,14 +165,20 @@ program
   .option('--dry-run', 'show them, and change nothing', false)
   .action(({ dryRun }) => {
     const options = { dryRun, requestedBy: userInfo().username };
-    return run((config) => withConnections(config, {}, (c) => stale(c, options)));
+    return run((config) =>
+      withConnections(config, {}, async (c) => (await import('./commands/stale.ts')).stale(c, options)),
+    );
   });
 
 program
   .command('status')
   .description('watermark, owed hours, schedulers and queues')
   .option('--json', 'for machines', false)
-  .action((options) => run((config) => withConnections(config, {}, (c) => status(c, options))));
+  .action((options) =>
+    run((config) =>
+      withConnections(config, {}, async (c) => (await import('./commands/status.ts')).status(c, options)),
+    ),
+  );
 
 // Whoever reads a report has seen enough (head, a closed pager): no word about it.
 process.stdout.on('error', (error: NodeJS.ErrnoException) => {
@@ -172,20 +189,10 @@ process.stdout.on('error', (error: NodeJS.ErrnoException) => {
 try {
   await program.parseAsync();
 } catch (error) {
-  process.exitCode = exitCodeOf(error);
+  process.exitCode = await exitCodeOf(error);
 }
 // What a library may have left open (a socket to a server that does not answer) must not keep a command.
 setTimeout(() => process.exit(), 500).unref();
-
-/** Read only by those who stay: a command that is typed and answers should not load a web server. */
-function app() {
-  return import('./app.ts');
-}
-
-/** The same holds for the client of the providers. */
-function modelCommands() {
-  return import('./commands/models.ts');
-}
 
 function withRange(command: Command): Command {
   return command
@@ -221,6 +228,10 @@ async function withConnections(
   work: (connections: Connections) => Promise<number>,
 ): Promise<number> {
   // What a server says that cannot be reached is in the error that ends the command.
+  const [{ createLogger }, { openConnections }] = await Promise.all([
+    import('./logger.ts'),
+    import('./connections.ts'),
+  ]);
   const log = createLogger('error', process.stderr);
   const connections = await openConnections(config, log, options);
   try {
@@ -231,12 +242,13 @@ async function withConnections(
 }
 
 /** One line that says what is wrong; commander has said its own already. */
-function exitCodeOf(error: unknown): number {
+async function exitCodeOf(error: unknown): Promise<number> {
   if (error instanceof CommanderError) return error.exitCode === 0 ? 0 : USAGE;
   if (error instanceof ConfigError || error instanceof RangeError) {
     say(`hourhand: ${error.message}`);
     return USAGE;
   }
+  const { reasonOf } = await import('./store/db.ts');
   say(`hourhand: ${reasonOf(error)}`);
   return FAILED;
 }

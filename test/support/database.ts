@@ -2,6 +2,8 @@
 
 import { randomBytes } from 'node:crypto';
 import pg from 'pg';
+import { inject } from 'vitest';
+import type { TestProject } from 'vitest/node';
 import { migrations } from '../../src/config.ts';
 import { migrate } from '../../src/store/migrate.ts';
 
@@ -20,11 +22,33 @@ export function serverUrl(name: 'TEST_DATABASE_URL' | 'TEST_REDIS_URL'): string 
 export async function createDatabase({ migrated = true, locale = '' } = {}): Promise<TestDatabase> {
   const name = `test_${randomBytes(6).toString('hex')}`;
   const sorted = locale && `template template0 locale_provider icu icu_locale '${locale}'`;
-  await asAdmin(`create database ${name} ${sorted}`);
+  const copied = migrated && !locale;
+  await asAdmin(`create database ${name} ${copied ? `template ${inject('template')}` : sorted}`);
+  const url = urlOf(name);
+  if (migrated && !copied) await migrate(url, migrations);
+  return { url, [Symbol.asyncDispose]: () => asAdmin(`drop database ${name} with (force)`) };
+}
+
+declare module 'vitest' {
+  interface ProvidedContext {
+    /** The database with the schema in it, that the tests' own are copies of. */
+    template: string;
+  }
+}
+
+/** Once for all tests: the template, which is migrated as any database is. */
+export default async function setUp({ provide }: TestProject): Promise<() => Promise<void>> {
+  const name = `test_template_${randomBytes(6).toString('hex')}`;
+  await asAdmin(`create database ${name}`);
+  await migrate(urlOf(name), migrations);
+  provide('template', name);
+  return () => asAdmin(`drop database ${name} with (force)`);
+}
+
+function urlOf(name: string): string {
   const url = new URL(serverUrl('TEST_DATABASE_URL'));
   url.pathname = `/${name}`;
-  if (migrated) await migrate(url.href, migrations);
-  return { url: url.href, [Symbol.asyncDispose]: () => asAdmin(`drop database ${name} with (force)`) };
+  return url.href;
 }
 
 async function asAdmin(sql: string): Promise<void> {

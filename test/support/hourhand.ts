@@ -200,13 +200,13 @@ export async function startHourhand(env: Record<string, string> = {}, options: {
 
 /** Wait for a state, never for a duration: look until it holds, or say what was last seen. */
 export async function until<T>(look: () => Promise<T>, holds: (seen: T) => boolean, ms = 45_000): Promise<T> {
-  const deadline = Date.now() + ms;
+  const begin = Date.now();
   for (;;) {
     const seen = await look();
     if (holds(seen)) return seen;
-    if (Date.now() > deadline)
-      throw new Error(`still ${JSON.stringify(seen, (_, v) => (typeof v === 'bigint' ? `${v}` : v))}`);
-    await sleep(20);
+    const waited = Date.now() - begin;
+    if (waited > ms) throw new Error(`still ${JSON.stringify(seen, (_, v) => (typeof v === 'bigint' ? `${v}` : v))}`);
+    await sleep(Math.min(100, 10 + waited / 10)); // what takes long need not be looked at so often
   }
 }
 
