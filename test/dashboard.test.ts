@@ -258,13 +258,13 @@ describe('/api/models', () => {
 
   test('takes a wish for a check, and tells what has come of it', async () => {
     await giveProviders(hourhand.pool, [provider]);
-    const { status, text } = await post({ models: ['acme/gpt'] });
+    const { status, text } = await post({ models: ['acme/gpt'], probe: true });
     expect(status).toBe(202);
     const { check } = JSON.parse(text);
     expect(JSON.parse((await ask('get', `/api/models/checks/${check}`)).text)).toMatchObject({
       id: check,
       models: ['acme/gpt'],
-      probe: false,
+      probe: true,
       finishedAt: null,
       requestedBy: 'dashboard',
     });
@@ -284,8 +284,9 @@ describe('/api/models', () => {
       await ask('put', '/api/models/check', own()),
       await ask('get', '/api/models/checks/99999'),
       await ask('get', '/api/models/checks/x'),
+      await ask('get', `/api/models/checks/${'9'.repeat(20)}`),
     ].map(({ status }) => status);
-    expect(statuses).toEqual([404, 400, 400, 413, 403, 403, 403, 404, 404]);
+    expect(statuses).toEqual([404, 400, 400, 413, 403, 403, 403, 404, 404, 404]);
     expect(await hourhand.queues.checks.getWaitingCount()).toBe(0);
   });
 });

@@ -1,8 +1,21 @@
 import { describe, expect, test } from 'vitest';
-import { type Evidence, judge, networkIsSuspect, sayOf } from '../src/processors/judge-model.ts';
+import {
+  type Evidence,
+  type JudgePolicy,
+  judge as judgeModel,
+  sayOf,
+  suspectProviders,
+} from '../src/processors/judge-model.ts';
 import type { ProbeResult } from '../src/store/checks.ts';
 import type { CallsSeen } from '../src/store/model-calls.ts';
 import { type ModelError, modelErrors } from '../src/store/model-errors.ts';
+
+/** A model that its provider may be asked of at any time, unless the test says otherwise. */
+const judge = (
+  known: Omit<Parameters<typeof judgeModel>[0], 'retryAt'> & { retryAt?: Date | null },
+  evidence: Evidence,
+  by: JudgePolicy,
+) => judgeModel({ retryAt: null, ...known }, evidence, by);
 
 const policy = { minimumCalls: 3, slowSeconds: 60 };
 const up = { status: 'up', failures: 0 } as const;
@@ -44,6 +57,21 @@ describe('real calls', () => {
     expect(sayOf(calls(all, bad), policy)).toBe(says);
   });
 
+  test('of which a single one failed and too few others succeeded say nothing, however few are asked for', () => {
+    const few = { ...policy, minimumCalls: 1 };
+    expect(sayOf(calls(1, 0), few)).toBe('up');
+    expect([sayOf(calls(1, 1), few), sayOf(calls(2, 1), few)]).toEqual(['silent', 'silent']);
+    expect(judge({ status: 'down', failures: 2 }, { calls: calls(1, 1) }, few)).toBeUndefined();
+  });
+
+  test('leave it as it was when its provider may be asked again', () => {
+    const retryAt = new Date('2026-08-20T13:10:00Z');
+    expect(judge({ ...up, retryAt }, { calls: calls(9, 9) }, policy)).toMatchObject({ retryAt });
+    expect(judge({ ...up, retryAt }, { calls: calls(9, 9), probe: answered }, policy)).toMatchObject({
+      retryAt: null,
+    });
+  });
+
   test('judge a model that is in use, whatever it was', () => {
     expect(judge({ status: 'down', failures: 7 }, { calls: calls(100, 1) }, policy)).toEqual({
       status: 'up',
@@ -70,6 +98,12 @@ describe('real calls', () => {
       status: 'degraded',
       detail: '9 of 10 calls failed; a probe succeeded',
     });
+  });
+
+  test('that fail beside a probe that was put off are not looked into before its provider wants to be asked again', () => {
+    const retryAt = new Date('2026-08-20T14:00:00Z');
+    const probe = { ...failed('rate limit'), retryAt };
+    expect(judge(up, { calls: calls(10, 9), probe }, policy)).toMatchObject({ status: 'down', retryAt });
   });
 
   test('that are mostly limited in rate leave it degraded', () => {
@@ -160,11 +194,16 @@ describe('our own network', () => {
 
   test('is suspect when every provider fails at once as a dead line would', () => {
     expect(
-      networkIsSuspect(seen(['a', { probe: failed('connection') }], ['b', { probe: failed('network time-out') }])),
-    ).toBe(true);
+      suspectProviders(seen(['a', { probe: failed('connection') }], ['b', { probe: failed('network time-out') }])),
+    ).toEqual(['a', 'b']);
     expect(
-      networkIsSuspect(seen(['a', { probe: failed('unavailable') }], ['b', { calls: calls(9, 9, 'connection') }])),
-    ).toBe(true);
+      suspectProviders(seen(['a', { probe: failed('unavailable') }], ['b', { calls: calls(9, 9, 'connection') }])),
+    ).toEqual(['a', 'b']);
+  });
+
+  test('is suspect beside a provider that could not be asked for want of a key: that is no sign of life', () => {
+    const dead: [string, Evidence][] = ['a', 'b'].map((id) => [id, { probe: failed('connection') }]);
+    expect(suspectProviders(seen(...dead, ['c', { probe: failed('no credentials') }]))).toEqual(['a', 'b']);
   });
 
   test.each<[string, [string, Evidence][]]>([
@@ -212,6 +251,6 @@ describe('our own network', () => {
     ],
     ['nobody was asked', []],
   ])('is not when %s', (_, evidence) => {
-    expect(networkIsSuspect(seen(...evidence))).toBe(false);
+    expect(suspectProviders(seen(...evidence))).toEqual([]);
   });
 });

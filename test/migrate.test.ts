@@ -31,7 +31,7 @@ test('an empty database gets all of them, in order, and each is said as it is do
       'ModelProvider',
       'ModelStatus',
       'ModelTransition',
-      'StaleCleanup',
+      'StaleBatch',
       'StatHour',
       'StatMark',
       'StatRange',

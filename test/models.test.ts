@@ -3,11 +3,23 @@ import path from 'node:path';
 import { describe, expect, test } from 'vitest';
 import { home } from '../src/config.ts';
 import { startDashboard } from '../src/dashboard/server.ts';
-import { enqueueCheck, requestCheck } from '../src/producers/models.ts';
+import type { ModelHealth } from '../src/generated/prisma/enums.ts';
+import { checkInterval, enqueueCheck, requestCheck } from '../src/producers/models.ts';
+import { cleanUp } from '../src/producers/stale.ts';
 import { readProviders } from '../src/providers/read-file.ts';
-import { beginCheck } from '../src/store/checks.ts';
-import { type StatusLine, statusLines } from '../src/store/model-status.ts';
-import { forgetModels, giveProviders } from '../src/store/models.ts';
+import {
+  beginCheck,
+  beginProbe,
+  endCheck,
+  endProbe,
+  probesOf,
+  probesSpent,
+  reserveProbes,
+} from '../src/store/checks.ts';
+import { callsSeen } from '../src/store/model-calls.ts';
+import { expireStatuses, type StatusLine, statusLines } from '../src/store/model-status.ts';
+import { discoverModels, forgetModels, giveProviders } from '../src/store/models.ts';
+import { deployOf, settleSchedule } from '../src/store/schedules.ts';
 import { type Hourhand, startHourhand, until } from './support/hourhand.ts';
 import { type Provider, startProvider } from './support/provider.ts';
 
@@ -49,16 +61,23 @@ async function line(hourhand: Hourhand, model = 'gpt'): Promise<StatusLine> {
   return found;
 }
 
-/** Calls of a model that have just ended. */
+/** Calls of a model, a minute old if nothing else is said. */
 async function calls(
   { pool }: Hourhand,
   n: number,
-  { model = 'gpt', status = 'success', reason = null as string | null } = {},
+  {
+    model = 'gpt',
+    status = 'success',
+    reason = null as string | null,
+    minutesAgo = 1,
+    ttfb = null as number | null,
+    duration = 0.5,
+  } = {},
 ) {
   await pool.$executeRaw`
-    insert into "ModelCall" (id, "userDid", "providerId", model, type, status, "errorReason", duration, "callTime")
-    select gen_random_uuid()::text, 'ada', 'acme', ${model}, 'chatCompletion', ${status}::"ModelCallStatus", ${reason}::text, 0.5,
-           now() - interval '1 minute' from generate_series(1, ${n}::int)`;
+    insert into "ModelCall" (id, "userDid", "providerId", model, type, status, "errorReason", ttfb, duration, "callTime")
+    select gen_random_uuid()::text, 'ada', 'acme', ${model}, 'chatCompletion', ${status}::"ModelCallStatus", ${reason}::text, ${ttfb}::numeric, ${duration}::numeric,
+           now() - ${minutesAgo}::int * interval '1 minute' from generate_series(1, ${n}::int)`;
 }
 
 async function spent({ pool }: Hourhand): Promise<string | undefined> {
@@ -103,6 +122,67 @@ describe('a check', () => {
     expect(provider.asked).toEqual([]);
   });
 
+  test('counts the calls of its interval that have ended, and no others', async () => {
+    await using provider = await startProvider();
+    await using hourhand = await knowing(provider, ['busy', 'gpt', 'later', 'older']);
+    const failed = { status: 'failed', reason: 'HTTP 503 from upstream' };
+    await calls(hourhand, 9, { model: 'busy', status: 'processing' });
+    await calls(hourhand, 9, { ...failed, model: 'later', minutesAgo: -5 });
+    await calls(hourhand, 9, { ...failed, model: 'older', minutesAgo: 16 });
+    await calls(hourhand, 9, { minutesAgo: 14 });
+    await hourhand.work();
+    await check(hourhand);
+    expect((await lines(hourhand)).map(({ model, status, source }) => [model, status, source])).toEqual([
+      ['busy', 'up', 'probe'],
+      ['gpt', 'up', 'calls'],
+      ['later', 'up', 'probe'],
+      ['older', 'up', 'probe'],
+    ]);
+  });
+
+  test('counts the calls that began in its interval, across the hour, its end excluded', async () => {
+    await using hourhand = await startHourhand();
+    for (const at of ['12:49:59', '12:50:00', '13:04:59', '13:05:00'])
+      await hourhand.record({ user: 'ada', at: `2026-08-20T${at}Z` });
+    const seen = await callsSeen(hourhand.pool, new Date('2026-08-20T13:05:00Z'), 900);
+    expect(seen).toEqual([expect.objectContaining({ providerId: 'openai', model: 'gpt', calls: 2, failed: 0 })]);
+  });
+
+  test('takes the latency from the calls that succeeded, to their first byte where that is known, and the reason from most of the others', async () => {
+    await using provider = await startProvider();
+    await using hourhand = await knowing(provider, ['gpt']);
+    await calls(hourhand, 5, { ttfb: 0.2, duration: 9 });
+    await calls(hourhand, 9, { status: 'failed', reason: 'HTTP 503 from upstream', duration: 30 });
+    for (const reason of ['401 Incorrect API key', 'zzz']) await calls(hourhand, 2, { status: 'failed', reason });
+    await hourhand.work();
+    await check(hourhand);
+    expect(await line(hourhand)).toMatchObject({
+      status: 'degraded',
+      source: 'calls',
+      reason: 'unavailable',
+      latencyMs: 200,
+    });
+  });
+
+  test('does not ask a model before its provider wants to be asked again', async () => {
+    await using provider = await startProvider();
+    await using hourhand = await knowing(provider, ['gpt']);
+    provider.says.set('gpt', 'later');
+    await hourhand.work();
+    await check(hourhand);
+    expect(await line(hourhand)).toMatchObject({
+      status: 'degraded',
+      reason: 'rate limit',
+      retryAt: expect.any(Date),
+    });
+    provider.says.clear();
+    expect(await check(hourhand)).toMatchObject({ probed: 0, judged: 0 });
+    expect(provider.asked).toHaveLength(1);
+    await hourhand.pool.modelStatus.updateMany({ data: { retryAt: new Date(Date.now() - 1_000) } });
+    expect(await line(hourhand)).toMatchObject({ status: 'degraded', retryAt: null });
+    expect(await check(hourhand)).toMatchObject({ probed: 1, became: { up: 1 } });
+  });
+
   test('probes a model whose calls fail, and both have a say', async () => {
     await using provider = await startProvider();
     await using hourhand = await knowing(provider, ['gpt', 'dead']);
@@ -118,6 +198,37 @@ describe('a check', () => {
       reason: 'unavailable',
       detail: '9 of 9 calls failed',
     });
+  });
+
+  test('counts calls that hung until they were failed, though they began long before its interval', async () => {
+    await using provider = await startProvider();
+    await using hourhand = await knowing(provider, ['gpt']);
+    await calls(hourhand, 3);
+    await calls(hourhand, 97, { status: 'processing', minutesAgo: 31 });
+    await cleanUp(
+      { ...hourhand, policy: hourhand.stalePolicy },
+      { requestedBy: null, signal: new AbortController().signal },
+    );
+    await hourhand.work();
+    expect(await check(hourhand)).toMatchObject({ probed: 1 });
+    expect(await line(hourhand)).toMatchObject({
+      status: 'degraded',
+      reason: 'network time-out',
+      detail: '97 of 100 calls failed; a probe succeeded',
+    });
+  });
+
+  test('of one model alone suspects our own network as well, by what the other providers said of late', async () => {
+    await using one = await startProvider();
+    await using other = await startProvider();
+    await using hourhand = await knowing(one, ['gpt']);
+    await give(hourhand, other, ['claude'], 32, 'other');
+    await hourhand.work();
+    await check(hourhand);
+    for (const provider of [one, other]) provider.says.set('*', 503);
+    await check(hourhand);
+    for (let i = 0; i < 3; i++) expect(await check(hourhand, ['gpt'])).toMatchObject({ suspect: ['acme', 'other'] });
+    expect(await line(hourhand)).toMatchObject({ status: 'up' });
   });
 
   test('needs two failures for down, and one success for up again', async () => {
@@ -138,6 +249,13 @@ describe('a check', () => {
       ['degraded', 'down', 'unavailable'],
       ['down', 'up', null],
     ]);
+    expect(history.every(({ announcedAt }) => announcedAt !== null)).toBe(true); // there is no webhook to be told
+    const { since, checkedAt } = await line(hourhand);
+    await check(hourhand);
+    const again = await line(hourhand);
+    expect(again.since).toEqual(since);
+    expect(again.checkedAt?.getTime()).toBeGreaterThan(checkedAt?.getTime() ?? Number.POSITIVE_INFINITY);
+    expect(await hourhand.pool.modelTransition.count()).toBe(4);
   });
 
   test('marks nothing down when every provider fails at once, and says so', async () => {
@@ -172,6 +290,46 @@ describe('a check', () => {
     await check(hourhand);
     expect(provider.asked).toHaveLength(12);
     expect(provider.most()).toBeLessThanOrEqual(3);
+  });
+
+  test('begins no more probes of a provider at once than it may, whoever begins them, and none twice', async () => {
+    await using provider = await startProvider();
+    const models = Array.from({ length: 12 }, (_, i) => `gpt-${i}`);
+    await using hourhand = await knowing(provider, models, {}, 3);
+    const { pool } = hourhand;
+    const probes = await reserved(hourhand, models);
+    const begin = (some: typeof probes) => Promise.all(some.map(({ id }) => beginProbe(pool, id, 60)));
+    const first = await begin(probes);
+    const begun = probes.filter((_, i) => first[i]?.state === 'begun');
+    const waiting = probes.filter((_, i) => first[i]?.state === 'busy');
+    expect([begun.length, waiting.length]).toEqual([3, 9]);
+    await pool.$executeRaw`update "ModelProbe" set "startedAt" = "startedAt" - interval '61 seconds'`; // those died
+    expect((await begin(begun)).map(({ state }) => state)).toEqual(['over', 'over', 'over']);
+    expect((await begin(waiting)).filter(({ state }) => state === 'begun')).toHaveLength(3); // in their places
+  });
+
+  test('ends once, with the answers that it has: a probe without one says nothing of its model', async () => {
+    await using provider = await startProvider();
+    await using hourhand = await knowing(provider, ['a', 'b', 'c']);
+    const { pool } = hourhand;
+    const [answered, died] = await reserved(hourhand, ['a', 'b', 'c']);
+    for (const probe of [answered, died]) await beginProbe(pool, probe?.id ?? 0, 60);
+    await endProbe(pool, answered?.id ?? 0, { ok: true, latencyMs: 120 });
+    const { checkId } = await pool.modelProbe.findFirstOrThrow();
+    expect(await endCheck(pool, Number(checkId))).toEqual({
+      begun: 2,
+      found: [expect.objectContaining({ model: 'a', ok: true, latencyMs: 120 })],
+    });
+    expect(await endCheck(pool, Number(checkId))).toBeUndefined();
+  });
+
+  test('leaves a model alone that is forgotten before its probe begins', async () => {
+    await using provider = await startProvider();
+    await using hourhand = await knowing(provider, ['gpt', 'other']);
+    const [gpt, other] = await reserved(hourhand, ['gpt', 'other']);
+    await forgetModels(hourhand.pool, 'acme', 'gpt');
+    expect(await beginProbe(hourhand.pool, gpt?.id ?? 0, 60)).toEqual({ state: 'over' });
+    expect(await beginProbe(hourhand.pool, other?.id ?? 0, 60)).toMatchObject({ state: 'begun', model: 'other' });
   });
 
   test('is not held up by models that hang', async () => {
@@ -226,6 +384,21 @@ describe('a check', () => {
     await expect(check(hourhand, ['nobody'])).rejects.toThrow(
       'expected models that are known (hourhand models status lists them), got "nobody"',
     );
+    await expect(check(hourhand, ['gpt', 'nobody'])).rejects.toThrow('got "nobody"');
+  });
+
+  test('by hand at one model looks neither at others of its provider nor at its namesakes', async () => {
+    await using provider = await startProvider();
+    await using hourhand = await knowing(provider, ['gpt', 'claude']);
+    await give(hourhand, provider, ['gpt'], 32, 'other');
+    await calls(hourhand, 20, { model: 'claude' });
+    await hourhand.work();
+    expect(await check(hourhand, ['acme/gpt'])).toMatchObject({ models: 1, probed: 1, judged: 1 });
+    expect((await lines(hourhand)).map(({ provider, model, status }) => [provider, model, status])).toEqual([
+      ['acme', 'claude', 'unknown'],
+      ['acme', 'gpt', 'up'],
+      ['other', 'gpt', 'unknown'],
+    ]);
   });
 
   test('that is judged already is not judged again by a repeated job', async () => {
@@ -248,7 +421,82 @@ describe('a check', () => {
   });
 });
 
+const budget = { probesPerHour: 1_000, creditsPerDay: '100', defaultCredits: '0.01' };
+const candidates = (models: readonly string[]) =>
+  models.map((model) => ({ providerId: 'acme', model, type: 'chatCompletion' as const, free: false }));
+const planned = ({ pool }: Hourhand) => beginCheck(pool, { models: [], probe: false, interval: 900 });
+
+/** Probes of a check that no worker knows of. */
+async function reserved(hourhand: Hourhand, models: readonly string[]) {
+  const id = await planned(hourhand);
+  await reserveProbes(hourhand.pool, id, candidates(models), budget);
+  return probesOf(hourhand.pool, id);
+}
+
 describe('the budget', () => {
+  test('is not spent twice by checks that reserve at once, nor by one that reserves again', async () => {
+    await using provider = await startProvider();
+    const models = Array.from({ length: 20 }, (_, i) => `gpt-${i}`);
+    await using hourhand = await knowing(provider, models);
+    const { pool } = hourhand;
+    const checks = await Promise.all(Array.from({ length: 8 }, () => planned(hourhand)));
+    const reserve = (budget: Parameters<typeof reserveProbes>[3]) =>
+      Promise.all(checks.map((id) => reserveProbes(pool, id, candidates(models), budget)));
+    await reserve({ ...budget, creditsPerDay: '0.05' });
+    expect(await pool.modelProbe.count()).toBe(5);
+    await pool.modelProbe.deleteMany();
+    const first = await reserve({ ...budget, probesPerHour: 5 });
+    expect(await pool.modelProbe.count()).toBe(5);
+    const done = first.findIndex(({ reserved }) => reserved > 0);
+    const again = await reserveProbes(pool, checks[done] ?? 0, candidates(models), budget);
+    expect(again).toEqual(first[done]);
+    expect(again).toEqual({ reserved: 5, unpaid: 15 });
+    expect(await pool.modelProbe.count()).toBe(5);
+  });
+
+  test('is one of an hour for probes, and one of a day for credits', async () => {
+    await using provider = await startProvider();
+    await using hourhand = await knowing(provider, ['a', 'b']);
+    const { pool } = hourhand;
+    const little = { probesPerHour: 1, creditsPerDay: '0.01', defaultCredits: '0.01' };
+    const reserve = async () =>
+      (await reserveProbes(pool, await planned(hourhand), candidates(['a']), little)).reserved;
+    const age = (minutes: number) =>
+      pool.$executeRaw`update "ModelProbe" set "startedAt" = now() - ${minutes}::int * interval '1 minute'`;
+    expect(await reserve()).toBe(1);
+    await age(61);
+    expect(await reserve()).toBe(0);
+    expect(await probesSpent(pool)).toEqual({ lastHour: 0, lastDayCredits: '0.01000000' });
+    await age(24 * 60 + 1);
+    expect(await probesSpent(pool)).toEqual({ lastHour: 0, lastDayCredits: '0.00000000' });
+    expect(await reserve()).toBe(1);
+  });
+
+  test('pays for a generation of a type that is to be probed by one', async () => {
+    await using provider = await startProvider();
+    await using hourhand = await knowing(provider, [], {
+      MODEL_PROBE_CREDITS_PER_DAY: '0.01',
+      MODEL_PROBE_DEFAULT_CREDITS: '0.02',
+      MODEL_PROBE_GENERATE: 'imageGeneration',
+    });
+    const models = [{ model: 'draw', type: 'imageGeneration' as const }];
+    await giveProviders(hourhand.pool, [
+      { id: 'acme', baseUrl: provider.baseUrl, apiKeyEnv: 'KEY', concurrency: 9, models },
+    ]);
+    await hourhand.work();
+    expect(await check(hourhand)).toMatchObject({ probed: 0 });
+    expect(provider.asked).toEqual([]);
+  });
+
+  test('goes first to the models whose calls fail', async () => {
+    await using provider = await startProvider();
+    await using hourhand = await knowing(provider, ['a', 'z'], { MODEL_PROBES_PER_HOUR: '1' });
+    await calls(hourhand, 9, { model: 'z', status: 'failed', reason: 'HTTP 503 from upstream' });
+    await hourhand.work();
+    await check(hourhand);
+    expect(provider.asked.map(({ model }) => model)).toEqual(['z']);
+  });
+
   test('of five probes an hour lets fifty silent models have five, across four worker processes', async () => {
     await using provider = await startProvider();
     const models = Array.from({ length: 50 }, (_, i) => `gpt-${i}`);
@@ -296,6 +544,23 @@ describe('the budget', () => {
     expect(provider.asked.map(({ model }) => model).sort()).toEqual(['a', 'c', 'd', 'f']);
     expect(await spent(hourhand)).toBe('0.05000000');
     expect(await hourhand.pool.modelCall.count()).toBe(0);
+  });
+
+  test('is not spent by what never goes out, for want of a key', async () => {
+    await using provider = await startProvider();
+    await using hourhand = await knowing(provider, ['gpt'], {
+      MODEL_PROBES_PER_HOUR: '2',
+      MODEL_PROBE_CREDITS_PER_DAY: '0.02',
+    });
+    const model = { model: 'keyless', type: 'chatCompletion' as const };
+    await giveProviders(hourhand.pool, [
+      { id: 'nobody', baseUrl: provider.baseUrl, apiKeyEnv: 'NOT_SET', concurrency: 9, models: [model] },
+    ]);
+    await hourhand.work();
+    for (let i = 0; i < 3; i++) await check(hourhand, ['keyless']);
+    await check(hourhand, ['gpt']);
+    expect(provider.asked).toHaveLength(1);
+    expect(await spent(hourhand)).toBe('0.01000000');
   });
 
   test('is given back by probes that were never begun', async () => {
@@ -373,6 +638,17 @@ describe('what is known', () => {
       to: 'unknown',
       at: expired.since,
     });
+    expect(await expireStatuses(hourhand.pool, 900, false)).toBe(0); // it is said once
+  });
+
+  test('expires by the schedule that stands, whatever this process has been told', async () => {
+    await using hourhand = await startHourhand();
+    const { pool } = hourhand;
+    expect(await checkInterval(pool, '0 */10 * * * *')).toBe(600);
+    await settleSchedule(pool, 'check.model.status', '0 0 * * * *', await deployOf(pool, '9.0.0'));
+    expect(await checkInterval(pool, '0 */10 * * * *')).toBe(3_600);
+    await settleSchedule(pool, 'check.model.status', 'off', await deployOf(pool, '9.0.1'));
+    expect(await checkInterval(pool, '0 */10 * * * *')).toBe(900);
   });
 
   test('tells the share of the time it was up, over a day, a week and a month', async () => {
@@ -380,7 +656,7 @@ describe('what is known', () => {
     await using hourhand = await knowing(provider, ['gpt', 'never']);
     const { pool } = hourhand;
     const hoursAgo = (hours: number) => new Date(Date.now() - hours * 3_600_000);
-    const was = (from: 'up' | 'down' | 'unknown', to: 'up' | 'down', hours: number) => ({
+    const was = (from: ModelHealth, to: ModelHealth, hours: number) => ({
       providerId: 'acme',
       model: 'gpt',
       type: 'chatCompletion' as const,
@@ -389,7 +665,12 @@ describe('what is known', () => {
       at: hoursAgo(hours),
     });
     await pool.modelTransition.createMany({
-      data: [was('unknown', 'up', 10 * 24), was('up', 'down', 36), was('down', 'up', 18), was('up', 'down', 6)],
+      data: [
+        was('unknown', 'up', 10 * 24),
+        was('up', 'down', 36),
+        was('down', 'degraded', 18),
+        was('degraded', 'down', 6),
+      ],
     });
     await pool.modelStatus.updateMany({ where: { model: 'gpt' }, data: { status: 'down', checkedAt: new Date() } });
     const { uptime } = await line(hourhand);
@@ -557,6 +838,19 @@ describe('hourhand models', () => {
     ]) {
       expect(() => readProviders(content, { allowHttp: false })).toThrow(/expected/);
     }
+    const model = { model: 'gpt', type: 'chatCompletion' };
+    const fine = { id: 'fine', baseUrl: 'https://api.example.com/v1', apiKeyEnv: 'KEY', models: [model] };
+    const read = (...providers: object[]) => readProviders(JSON.stringify({ providers }), { allowHttp: false });
+    expect(read(fine, { ...fine, id: 'other', models: [model, { ...model, type: 'embedding' }] })).toHaveLength(2);
+    expect(() => read(fine, fine)).toThrow('providers.1.id: expected it once, got it twice');
+    expect(() => read({ ...fine, models: [model, model] })).toThrow(
+      'providers.0.models.1: expected it once, got it twice',
+    );
+    for (const probeCredits of ['0.000000001', '1e-4', '-1', '']) {
+      expect(() => read({ ...fine, models: [{ ...model, probeCredits }] })).toThrow(
+        /models\.0\.probeCredits: expected/,
+      );
+    }
   });
 
   test('the example in the docs is one', async () => {
@@ -577,6 +871,51 @@ describe('hourhand models', () => {
       ['gpt', 'up'],
       ['new', 'unknown'],
     ]);
+  });
+
+  test('an import leaves what was discovered until it names that itself, and takes the new price of a model', async () => {
+    await using provider = await startProvider();
+    await using hourhand = await knowing(provider, ['gpt']);
+    const found = { providerId: 'acme', model: 'found', type: 'chatCompletion' as const };
+    const known = async () =>
+      (await hourhand.pool.modelStatus.findMany({ orderBy: { model: 'asc' } })).map(({ model, probeCredits }) => [
+        model,
+        probeCredits?.toString() ?? null,
+      ]);
+    const priced = (probeCredits: string) => {
+      const models = ['found', 'gpt'].map((model) => ({ ...found, model, probeCredits }));
+      return giveProviders(hourhand.pool, [
+        { id: 'acme', baseUrl: provider.baseUrl, apiKeyEnv: 'KEY', concurrency: 9, models },
+      ]);
+    };
+    await discoverModels(hourhand.pool, [found]);
+    await give(hourhand, provider, ['gpt']);
+    expect(await known()).toEqual([
+      ['found', null],
+      ['gpt', null],
+    ]);
+    for (const price of ['0.25', '0.5']) {
+      await priced(price);
+      expect(await known()).toEqual([
+        ['found', price],
+        ['gpt', price],
+      ]);
+    }
+    expect(await give(hourhand, provider, ['gpt'])).toEqual({ removed: 1 });
+    expect(await known()).toEqual([['gpt', null]]);
+  });
+
+  test('what is forgotten or imported of one provider leaves the namesakes of another', async () => {
+    await using provider = await startProvider();
+    await using hourhand = await knowing(provider, ['claude', 'gpt']);
+    await give(hourhand, provider, ['claude', 'gpt'], 32, 'other');
+    const known = async () => (await lines(hourhand)).map(({ provider, model }) => `${provider}/${model}`);
+    expect(await forgetModels(hourhand.pool, 'acme', 'gpt')).toBe(1);
+    expect(await known()).toEqual(['acme/claude', 'other/claude', 'other/gpt']);
+    await give(hourhand, provider, ['new']);
+    expect(await known()).toEqual(['acme/new', 'other/claude', 'other/gpt']);
+    expect(await forgetModels(hourhand.pool, 'acme')).toBe(1);
+    expect(await known()).toEqual(['other/claude', 'other/gpt']);
   });
 
   test("discover adds what a provider's list names, once, and leaves what was given", async () => {

@@ -382,6 +382,27 @@ test('a host that is redirected to is named without the key in its name', async 
   ]);
 });
 
+test('a provider that takes the key apart, or spells it otherwise, is not quoted at all', async () => {
+  const spelled: Record<string, (key: string) => string> = {
+    apart: (k) => k.split('').join(' '),
+    pieces: (k) => k.replace(/(.{5})/g, '$1 '),
+    backwards: (k) => [...k].reverse().join(' '),
+    entities: (k) => [...k].map((c) => `&#${c.charCodeAt(0)};`).join(''),
+    hexadecimal: (k) => [...k].map((c) => `&#x${c.charCodeAt(0).toString(16)};`).join(''),
+  };
+  for (const [name, spell] of Object.entries(spelled)) {
+    await using telling = await startHttp((req, res) => {
+      const told = `${req.headers.authorization}`.slice(7);
+      res.writeHead(401).end(JSON.stringify({ error: { message: `No: ${spell(told)}` } }));
+    });
+    const answer = await askModel({ baseUrl: telling.url, key }, { model: 'gpt', type: 'chatCompletion' }, options());
+    expect([name, answer]).toEqual([
+      name,
+      expect.objectContaining({ reason: 'invalid key', detail: 'HTTP 401: (not shown: the key is in it)' }),
+    ]);
+  }
+});
+
 test.each(['echo-json', 'echo-encoded', 'echo-html', 'echo-shape'])(
   'nothing of the key is left of %s',
   async (name) => {
@@ -585,6 +606,13 @@ test('a list of models is followed from page to page, and ends', async () => {
     response.end(JSON.stringify({ data: [{ id: 'a' }, { id: 'tab\there' }], has_more: true }));
   });
   expect(await listModels({ baseUrl: repeating.url, key }, options())).toEqual({ ok: true, models: ['a'] });
+  await using telling = await startHttp((req, res) => {
+    const told = `${req.headers.authorization}`.slice(7);
+    res.end(
+      JSON.stringify({ data: ['a', told, `x-${told.slice(3, 12)}`, told.split('').join(' ')].map((id) => ({ id })) }),
+    );
+  });
+  expect(await listModels({ baseUrl: telling.url, key }, options())).toEqual({ ok: true, models: ['a'] });
   expect(repeating.asked).toHaveLength(2);
 });
 

@@ -116,9 +116,9 @@ const tables: Record<string, { row: Row; nonsense: Record<string, Row[]>; sense:
     nonsense: { StatMark_hour_check: [{ hour: '2026-08-20T13:30Z' }] },
     sense: [{}],
   },
-  StaleCleanup: {
-    row: { finishedAt: '2026-08-20T13:10Z', calls: 1 },
-    nonsense: { StaleCleanup_calls_check: [{ calls: 0 }, { calls: -1 }] },
+  StaleBatch: {
+    row: { cleanup: 'c', at: '2026-08-20T13:10Z', calls: 1, models: '[]', hours: '[]' },
+    nonsense: { StaleBatch_calls_check: [{ calls: 0 }, { calls: -1 }] },
     sense: [{}, { requestedBy: 'ada' }],
   },
   ModelProvider: {

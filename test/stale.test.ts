@@ -7,7 +7,7 @@ import { cleanUp } from '../src/producers/stale.ts';
 import { addJobs, jobOf } from '../src/queues/define-job.ts';
 import { failStaleCalls } from '../src/queues/stale.ts';
 import { Sql } from '../src/store/db.ts';
-import { failBatch, recordCleanup } from '../src/store/stale.ts';
+import { failBatch, recordBatch } from '../src/store/stale.ts';
 import { startOf } from '../src/time/hour.ts';
 import { parseLimits } from '../src/time/limits.ts';
 import { type Hourhand, h, startHourhand, type TestCall, until } from './support/hourhand.ts';
@@ -263,7 +263,7 @@ describe('marks', () => {
     await hourhand.pool.$executeRaw`alter table "StatMark" add constraint none check ("userDid" <> 'ada') not valid`;
     await expect(clean(hourhand)).rejects.toThrow('violates check constraint "none"');
     expect(await statuses(hourhand)).toEqual({ a: 'processing' });
-    expect(await hourhand.pool.staleCleanup.count()).toBe(0);
+    expect(await hourhand.pool.staleBatch.count()).toBe(0);
   });
 
   test('of a late end never fail the gateway: it is accepted where none can be left', async () => {
@@ -349,7 +349,7 @@ describe('a clean-up', () => {
       usual: 0,
       rise: false,
     });
-    expect(await hourhand.pool.staleCleanup.count()).toBe(0);
+    expect(await hourhand.pool.staleBatch.count()).toBe(0);
   });
 
   test('that is stopped keeps what it did, and says that it is not complete', async () => {
@@ -363,7 +363,18 @@ describe('a clean-up', () => {
     });
     expect({ calls: done.calls, complete }).toEqual({ calls: 4, complete: false });
     expect(await hourhand.pool.modelCall.count({ where: { status: 'failed' } })).toBe(4);
-    expect(await hourhand.pool.staleCleanup.findMany({ select: { calls: true } })).toEqual([{ calls: 4n }]);
+    expect(await hourhand.pool.staleBatch.findMany({ select: { calls: true } })).toEqual([{ calls: 4n }]);
+  });
+
+  test('that dies keeps its account: the attempt after it goes on with it', async () => {
+    await using hourhand = await startHourhand();
+    await hourhand.record(...Array.from({ length: 10 }, () => hanging('ada')));
+    const died = new AbortController();
+    const first = { cleanup: 'one', size: 4, signal: died.signal, onProgress: async () => died.abort() };
+    expect((await clean(hourhand, first)).done.calls).toBe(4);
+    const { done } = await clean(hourhand, { cleanup: 'one' });
+    expect(done).toMatchObject({ calls: 10, models: [{ model: 'gpt', calls: 10 }] });
+    expect(Object.values(done.hours)).toEqual([10]);
   });
 
   test('names at most 100 models and 200 hours, and counts the others', async () => {
@@ -394,13 +405,13 @@ describe('a clean-up', () => {
     await untilStat(hourhand, 'bob', { failedCalls: '1', successCalls: '1' }, { looking: false });
     expect(hourhand.logged.filter(({ msg }) => msg === 'stale calls failed')).toMatchObject([{ calls: 2, hours: 1 }]);
     expect(hourhand.logged.filter(({ msg }) => msg === rise)).toEqual([]);
-    expect(await hourhand.pool.staleCleanup.findMany()).toMatchObject([{ calls: 2n, requestedBy: null }]);
+    expect(await hourhand.pool.staleBatch.findMany()).toMatchObject([{ calls: 2n, requestedBy: null }]);
   });
 
   test('of many more calls than usual is a warning', async () => {
     await using hourhand = await startHourhand();
     await hourhand.record(...Array.from({ length: 21 }, () => hanging('ada')));
-    await recordCleanup(hourhand.pool, { calls: 6, requestedBy: null });
+    await failedBefore(hourhand, 6, new Date());
     await hourhand.work();
     await addJobs(hourhand.queues.stale, [jobOf(failStaleCalls, {})]);
     await finished(hourhand);
@@ -420,7 +431,7 @@ describe('a clean-up', () => {
     await using hourhand = await startHourhand();
     await hourhand.record(...Array.from({ length: calls }, () => hanging('ada')));
     for (const [finishedAt, n] of history) {
-      await recordCleanup(hourhand.pool, { calls: n, requestedBy: null }, new Date(finishedAt));
+      await failedBefore(hourhand, n, new Date(finishedAt));
     }
     // A day's 1,440 calls are 10 in ten minutes.
     expect((await clean(hourhand, { everySeconds: 600 })).rise).toBe(expected);
@@ -429,11 +440,11 @@ describe('a clean-up', () => {
   test('of more than 30 days ago is forgotten when the next one is written down', async () => {
     await using hourhand = await startHourhand();
     for (const finishedAt of ['2026-07-21T14:09:59Z', '2026-07-21T14:10:00Z']) {
-      await recordCleanup(hourhand.pool, { calls: 1, requestedBy: null }, new Date(finishedAt));
+      await failedBefore(hourhand, 1, new Date(finishedAt));
     }
     await hourhand.record(hanging('ada'));
     await clean(hourhand);
-    expect((await hourhand.pool.staleCleanup.findMany()).map((row) => row.finishedAt.toISOString()).sort()).toEqual([
+    expect((await hourhand.pool.staleBatch.findMany()).map((row) => row.at.toISOString()).sort()).toEqual([
       '2026-07-21T14:10:00.000Z',
       now.toISOString(),
     ]);
@@ -471,9 +482,7 @@ describe('hourhand stale', () => {
       ['openai', 'gpt', 'chatCompletion', '30 minutes', '3'],
     ]);
     expect(stdout).toMatch(/\n2026-08-20T11 {2}1\n2026-08-20T13 {2}2\n$/);
-    expect(await hourhand.pool.staleCleanup.findMany()).toMatchObject([
-      { calls: 3n, requestedBy: expect.any(String) },
-    ]);
+    expect(await hourhand.pool.staleBatch.findMany()).toMatchObject([{ calls: 3n, requestedBy: expect.any(String) }]);
     expect(await hourhand.queues.marks.getJobCountByTypes('waiting')).toBe(1);
     const again = await hourhand.run(['stale']);
     expect(again).toEqual({ code: 0, stdout: '', stderr: '0 calls failed\n' });
@@ -629,4 +638,9 @@ function cells(table: string): string[][] {
         .slice(1, -1)
         .map((cell) => cell.trim()),
     );
+}
+
+/** Another clean-up has failed so many calls. */
+function failedBefore({ pool }: Hourhand, calls: number, at: Date): Promise<void> {
+  return recordBatch(pool, { calls, models: [], hours: [] }, { cleanup: 'another', requestedBy: null }, at);
 }

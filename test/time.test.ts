@@ -3,7 +3,7 @@ import path from 'node:path';
 import { afterEach, describe, expect, test } from 'vitest';
 import { home } from '../src/config.ts';
 import { endOf, epochOf, hourOf, isHour, ordinalOf, startOf } from '../src/time/hour.ts';
-import { nextRun, parsePattern } from '../src/time/pattern.ts';
+import { intervalOf, nextRun, parsePattern } from '../src/time/pattern.ts';
 import { hoursIn, parseInstant, spell, wholeHours } from '../src/time/range.ts';
 import { h } from './support/hourhand.ts';
 
@@ -178,6 +178,14 @@ describe('a pattern', () => {
     const at = new Date('2026-08-20T13:01:00.000Z');
     expect(nextRun('0 1 * * * *', new Date(at.getTime() - 1))).toEqual(at);
     expect(nextRun('0 1 * * * *', at).toISOString()).toBe('2026-08-20T14:01:00.000Z');
+  });
+
+  test.each([
+    ['0 */15 * * * *', 900],
+    ['0 0 8,9 * * *', 23 * 3_600],
+    ['0 0 8 * * 1-5', 3 * 24 * 3_600],
+  ])('"%s" leaves at most %i seconds between two firings', (pattern, seconds) => {
+    expect(intervalOf(pattern, new Date('2026-08-20T13:01:00Z'))).toBe(seconds);
   });
 
   // Hourly in Lord Howe has no next run at this edge, and midnight in Santiago and Hebron skips a day: in UTC neither does.

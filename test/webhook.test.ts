@@ -4,7 +4,7 @@ import { text } from 'node:stream/consumers';
 import { Webhook } from 'standardwebhooks';
 import { expect, test } from 'vitest';
 import { announceTransitions } from '../src/producers/models.ts';
-import { expireStatuses } from '../src/store/model-status.ts';
+import { expireStatuses, writeJudgements } from '../src/store/model-status.ts';
 import { giveProviders } from '../src/store/models.ts';
 import { type Hourhand, startHourhand, until } from './support/hourhand.ts';
 
@@ -44,13 +44,54 @@ test('a transition is told to the webhook, signed, and once it was taken not aga
   expect(receiver.told).toHaveLength(1);
 });
 
+test('a job that comes again after its transition was told tells it to nobody', async () => {
+  await using receiver = await startReceiver();
+  await using hourhand = await startHourhand({ MODEL_WEBHOOK_URL: receiver.url, MODEL_WEBHOOK_SECRET: secret });
+  await hourhand.work();
+  await transition(hourhand);
+  const { announcements } = hourhand.queues;
+  const [job] = await until(
+    () => announcements.getCompleted(),
+    (jobs) => jobs.length > 0,
+  );
+  await job?.retry('completed');
+  await until(
+    () => announcements.getCompleted(),
+    (jobs) => Object(jobs[0]?.returnvalue).nothing === 'to tell',
+  );
+  expect(receiver.told).toHaveLength(1);
+});
+
+test('what a check judges is told, and of what became old untold nothing is', async () => {
+  await using receiver = await startReceiver();
+  await using hourhand = await startHourhand({ MODEL_WEBHOOK_URL: receiver.url, MODEL_WEBHOOK_SECRET: secret });
+  const { pool, queues } = hourhand;
+  await transition(hourhand);
+  await queues.announcements.obliterate({ force: true });
+  await pool.$executeRaw`update "ModelTransition" set at = at - interval '1 day'`;
+  const down = { status: 'down', reason: 'unavailable', detail: 'HTTP 503', source: 'probe', failures: 2 } as const;
+  const gpt = { providerId: 'acme', model: 'gpt', type: 'chatCompletion' } as const;
+  expect(await writeJudgements(pool, [{ ...gpt, ...down, latencyMs: null, retryAt: null }], true)).toEqual({
+    down: 1,
+  });
+  await announceTransitions(pool, queues);
+  await hourhand.work();
+  await until(
+    () => pool.modelTransition.count({ where: { announcedAt: { not: null } } }),
+    (n) => n === 1,
+  );
+  expect(receiver.told.map(({ body }) => JSON.parse(body).data)).toEqual([
+    expect.objectContaining({ from: 'unknown', to: 'down', reason: 'unavailable', source: 'probe' }),
+  ]);
+});
+
 test('a webhook that refuses is told again, under the same id, until it takes it', async () => {
-  await using receiver = await startReceiver([500, 302]);
+  await using receiver = await startReceiver([500, 307]);
   await using hourhand = await startHourhand({ MODEL_WEBHOOK_URL: receiver.url, MODEL_WEBHOOK_SECRET: secret });
   await hourhand.work();
   await transition(hourhand);
   await announced(hourhand);
-  expect(receiver.told).toHaveLength(3);
+  expect(receiver.told.map(({ path }) => path)).toEqual(['/', '/', '/']);
   expect(new Set(receiver.told.map(({ headers }) => headers['webhook-id'])).size).toBe(1);
 });
 
@@ -107,9 +148,9 @@ function announced({ pool }: Hourhand) {
 
 /** A webhook on a socket: it answers with these statuses, then with 204. */
 async function startReceiver(statuses: number[] = []) {
-  const told: { body: string; headers: IncomingHttpHeaders }[] = [];
+  const told: { path: string | undefined; body: string; headers: IncomingHttpHeaders }[] = [];
   const server = createServer(async (req, res) => {
-    told.push({ body: await text(req), headers: req.headers });
+    told.push({ path: req.url, body: await text(req), headers: req.headers });
     res.writeHead(statuses.shift() ?? 204, { location: '/elsewhere' }).end();
   });
   await new Promise<void>((resolve) => server.listen(0, '127.0.0.1', resolve));

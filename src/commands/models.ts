@@ -134,9 +134,13 @@ function report({ outcome }: Check): number {
   return 0;
 }
 
+/** A tenth of a second each. */
+const GONE_LOOKS = 200;
+
 /** Wait for a check to be judged, showing how many of its probes have an answer. */
 async function ended({ pool, queues }: Connections, id: number): Promise<Check> {
   const progress = openProgress('probes', 0);
+  let alone = 0;
   try {
     for (;;) {
       const check = await checkOf(pool, id);
@@ -144,7 +148,9 @@ async function ended({ pool, queues }: Connections, id: number): Promise<Check> 
       if (!check) throw new Error(`check ${id} is gone`);
       const { probes, answered } = await probesAnswered(pool, id);
       progress.update(answered, probes);
-      if ((await queues.checks.getWorkersCount().catch(() => 1)) === 0) {
+      // Not at once: a worker may be on its way to take the place of another.
+      alone = (await queues.checks.getWorkersCount().catch(() => 1)) === 0 ? alone + 1 : 0;
+      if (alone > GONE_LOOKS) {
         throw new Error('the workers that looked at the models are gone: start one with hourhand worker');
       }
       await sleep(100);

@@ -11,6 +11,7 @@ import {
   checkOf,
   endCheck,
   forgetChecks,
+  foundBefore,
   type ProbeBudget,
   probesOf,
   reserveProbes,
@@ -28,7 +29,7 @@ import {
 } from '../store/model-status.ts';
 import { type ModelCallType, type ModelKey, modelsNamed } from '../store/models.ts';
 import type { Context } from './context.ts';
-import { type Evidence, type JudgePolicy, judge, networkIsSuspect, sayOf } from './judge-model.ts';
+import { type Evidence, type JudgePolicy, judge, sayOf, suspectProviders } from './judge-model.ts';
 
 export interface CheckPolicy extends JudgePolicy, ProbeBudget {
   /** Types of which a probe asks for a real generation, rather than for the model's record. */
@@ -137,22 +138,28 @@ async function judgeAll({ pool, policy }: CheckDeps, id: number) {
     const seen = (await lockStatuses(db))
       .filter((model) => wanted.has(nameOf(model)))
       .map((model) => ({ ...model, evidence: evidenceOf(said.get(nameOf(model)), found.get(nameOf(model))) }));
-    const suspect = networkIsSuspect(seen);
-    const judged = suspect
-      ? []
-      : seen.flatMap(({ evidence, ...known }): (ModelKey & Judgement)[] => {
-          const judgement = judge(known, evidence, policy);
-          return judgement
-            ? [{ providerId: known.providerId, model: known.model, type: known.type, ...judgement }]
-            : [];
-        });
+    // What the others said of late counts too, though this check may have had no reason, or no budget, to ask them.
+    const others = [
+      ...[...said.values()].map((calls) => ({ providerId: calls.providerId, evidence: { calls } })),
+      ...(await foundBefore(db, check)).map((probe) => ({ providerId: probe.providerId, evidence: { probe } })),
+    ];
+    const suspect = suspectProviders([...seen, ...others]);
+    const judged =
+      suspect.length > 0
+        ? []
+        : seen.flatMap(({ evidence, ...known }): (ModelKey & Judgement)[] => {
+            const judgement = judge(known, evidence, policy);
+            return judgement
+              ? [{ providerId: known.providerId, model: known.model, type: known.type, ...judgement }]
+              : [];
+          });
     const became = await writeJudgements(db, judged, policy.announce);
     const outcome = {
       models: seen.length,
       judged: judged.length,
       probed: ended.begun,
       became,
-      ...(suspect ? { suspect: [...new Set(seen.map(({ providerId }) => providerId))].slice(0, 20) } : {}),
+      ...(suspect.length > 0 ? { suspect: suspect.slice(0, 20) } : {}),
     };
     await writeOutcome(db, id, outcome);
     await forgetTransitions(db, policy.historyDays);

@@ -1,21 +1,25 @@
 // How are the calls that hang failed?
 
-import { type CleanUp, cleanUp, type StalePolicy } from '../producers/stale.ts';
+import { randomUUID } from 'node:crypto';
+import { cleanUp, type StalePolicy } from '../producers/stale.ts';
 import { parseData } from '../queues/define-job.ts';
 import type { Queues } from '../queues/redis.ts';
 import { failStaleCalls } from '../queues/stale.ts';
 import type { Pool } from '../store/db.ts';
+import type { CleanUp } from '../store/stale.ts';
 import type { Context } from './context.ts';
 
 /**
  * Fail every call that has been processing for longer than its limit, and say on the job which models and hours they
  * were of; in the log too, as a warning where it is many more than usual. It may run twice, or die on any line: what it
- * had done is done, and each call is failed once.
+ * had done is done and accounted for, and each call is failed once.
  */
 export function failStaleCallsProcessor(deps: { pool: Pool; queues: Queues; policy: StalePolicy }) {
   return async ({ job, signal, log }: Context): Promise<CleanUp> => {
-    parseData(failStaleCalls, job);
+    const { cleanup = randomUUID() } = parseData(failStaleCalls, job);
+    await job.updateData({ cleanup });
     const { done, usual, rise } = await cleanUp(deps, {
+      cleanup,
       requestedBy: null,
       signal,
       onProgress: (looked, total) => job.updateProgress(total === 0 ? 100 : Math.round((100 * looked) / total)),

@@ -29,7 +29,9 @@ export function sayOf(
 ): 'up' | 'degraded' | 'failing' | 'silent' {
   if (!calls || calls.calls < minimumCalls) return 'silent';
   const rate = 1 - calls.failed / calls.calls;
-  if (calls.failed < DOWN_AFTER || rate >= UP_RATE) return 'up';
+  if (rate >= UP_RATE) return 'up';
+  // One that failed among few says neither that the model fails nor, without as many again, that it answers.
+  if (calls.failed < DOWN_AFTER) return rate > FAILING_RATE ? 'up' : 'silent';
   return rate >= FAILING_RATE ? 'degraded' : 'failing';
 }
 
@@ -46,13 +48,14 @@ export function sayOf(
  * @returns `undefined` without evidence: the status stays until it expires
  */
 export function judge(
-  known: Pick<Known, 'status' | 'failures'>,
+  known: Pick<Known, 'status' | 'failures' | 'retryAt'>,
   { calls, probe }: Evidence,
   policy: JudgePolicy,
 ): Judgement | undefined {
   const says = sayOf(calls, policy);
   if (calls && says !== 'silent') {
-    const byCalls = { ...told(calls), retryAt: probe?.retryAt ?? null };
+    // What a provider asked for holds whatever its calls say meanwhile.
+    const byCalls = { ...told(calls), retryAt: probe ? (probe.retryAt ?? null) : known.retryAt };
     if (says === 'up') return { ...byCalls, ...alive(calls.latencyMs, policy), failures: 0 };
     if (says === 'degraded' || probe?.ok) {
       const detail = probe?.ok ? `${byCalls.detail}; a probe succeeded` : byCalls.detail;
@@ -105,16 +108,18 @@ const NETWORK: readonly (ModelError | null)[] = [
 ];
 
 /**
- * Whether our own network is suspect: two providers or more were looked at, and not one of them gave a sign of life. With
+ * Whether our own network is suspect: two providers or more were asked, and not one of them gave a sign of life. With
  * one provider alone, its failure and our own cannot be told apart, and its users care for neither: it is judged.
+ *
+ * @returns the providers that fail, all that were asked; none where the network is not suspect
  */
-export function networkIsSuspect(seen: readonly { providerId: string; evidence: Evidence }[]): boolean {
+export function suspectProviders(seen: readonly { providerId: string; evidence: Evidence }[]): string[] {
   const lives = new Map<string, boolean>();
   for (const { providerId, evidence } of seen) {
     const sign = signOfLife(evidence);
     if (sign !== undefined) lives.set(providerId, sign || (lives.get(providerId) ?? false));
   }
-  return lives.size >= 2 && ![...lives.values()].includes(true);
+  return lives.size >= 2 && ![...lives.values()].includes(true) ? [...lives.keys()] : [];
 }
 
 /** `undefined` where nobody asked. */

@@ -6,7 +6,7 @@ import type { ModelError } from '../store/model-errors.ts';
 import { readBaseUrl } from './base-url.ts';
 import { classify, complaintIn, spell } from './classify.ts';
 import { exchange, type Question, type Received, Refused } from './exchange.ts';
-import { redact } from './redact.ts';
+import { holdsKey, redact } from './redact.ts';
 import { readRetryAfter } from './retry-after.ts';
 
 export type { ModelCallType } from '../generated/prisma/enums.ts';
@@ -80,7 +80,8 @@ export async function askModel(
 
 /**
  * The names of the models that a provider lists, each once: at most 5,000 of them, on at most 50 pages. Names that no
- * table would take (longer than 200 characters, or with control characters) are left out.
+ * table would take (longer than 200 characters, or with control characters) are left out, and so are those with a piece
+ * of the key in them.
  *
  * @throws the reason of a `signal` that was aborted, and nothing else
  */
@@ -100,9 +101,13 @@ export async function listModels(
       // A provider that knows no pages answers with the first one again.
       if (!has_more || names.size === before) break;
     }
-    return [...names].filter((name) => name.length <= 200 && !/\p{C}/u.test(name)).slice(0, MODELS);
+    return [...names].filter((name) => isName(name) && !holdsKey(name, endpoint.key)).slice(0, MODELS);
   });
   return answer.ok ? { ok: true, models: answer.value } : answer;
+}
+
+function isName(text: string): boolean {
+  return text.length <= 200 && !/\p{C}/u.test(text) && text === text.trim() && text !== '';
 }
 
 // --- the requests ----------------------------------------------------------------------------------------------------

@@ -13,7 +13,8 @@ const name = (max: number) =>
     .string()
     .min(1)
     .max(max)
-    .regex(/^[^\p{C}]*$/u, 'expected no control characters');
+    .regex(/^[^\p{C}]*$/u, 'expected no control characters')
+    .refine((text) => text === text.trim(), 'expected no blanks around it');
 
 const amount = z
   .union([z.string(), z.number()])

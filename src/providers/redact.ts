@@ -17,7 +17,30 @@ const MASKED = /[A-Za-z0-9_\-+/=.]*\*{3,}[A-Za-z0-9_\-+/=.*]*/g;
  */
 export function redact(text: string, key: string): string {
   const seen = withoutControls(text.slice(0, LOOKED_THROUGH));
-  return cut(withoutRuns(withoutKey(seen, key)), DETAIL_CHARACTERS);
+  const shown = cut(withoutRuns(withoutKey(seen, key)), DETAIL_CHARACTERS);
+  // Taken apart, or spelled otherwise: there is no telling how, and so nothing of it is shown but the status before it.
+  return holdsKey(shown, key) ? `${/^HTTP \d{3}: /.exec(shown)?.[0] ?? ''}(not shown: the key is in it)` : shown;
+}
+
+/** Whether a text holds a piece of the key, whatever stands between its characters, forwards or backwards, or as HTML entities. */
+export function holdsKey(text: string, key: string): boolean {
+  const [seen, secret] = [plain(text), plain(key)];
+  const least = Math.min(KEY_PIECE, secret.length);
+  const pieces = Array.from({ length: secret.length - least + 1 }, (_, at) => secret.slice(at, at + least));
+  const backwards = [...seen].reverse().join('');
+  return secret !== '' && pieces.some((piece) => seen.includes(piece) || backwards.includes(piece));
+}
+
+/** Its letters and digits alone. */
+function plain(text: string): string {
+  return text
+    .replace(/&#(x?)([0-9a-f]{1,6});?/gi, (_, hex, code) => character(Number.parseInt(code, hex ? 16 : 10)))
+    .replace(/[^A-Za-z0-9]/g, '')
+    .toLowerCase();
+}
+
+function character(code: number): string {
+  return code <= 0x10ffff ? String.fromCodePoint(code) : '';
 }
 
 /** A host's name keeps its labels, unless they look like a key one by one. */

@@ -82,12 +82,14 @@ export async function reserveProbes(
   });
 }
 
+/** Those that went out, or are to. */
+const sent = Sql.sql`p.reason is distinct from 'no credentials'`;
 /** When a probe counts from: its start, or until then its check's. */
 const spentAt = Sql.sql`coalesce(p."startedAt", (select c."startedAt" from "ModelCheck" c where c.id = p."checkId"))`;
 
 async function probesOfLastHour(db: Db): Promise<number> {
   const [{ n }] = await db.$queryRaw<[{ n: number }]>`
-    select count(*)::int as n from "ModelProbe" p where ${spentAt} > clock_timestamp() - interval '1 hour'`;
+    select count(*)::int as n from "ModelProbe" p where ${sent} and ${spentAt} > clock_timestamp() - interval '1 hour'`;
   return n;
 }
 
@@ -164,9 +166,10 @@ export interface ProbeResult {
   readonly retryAt?: Date;
 }
 
+/** Write down what a probe found; one that never went out, for want of a key, costs nothing. */
 export async function endProbe(db: Db, id: number, result: ProbeResult): Promise<void> {
   await db.$executeRaw`
-    update "ModelProbe" set "finishedAt" = clock_timestamp(), ok = ${result.ok}, "latencyMs" = ${result.latencyMs}::int,
+    update "ModelProbe" set "finishedAt" = clock_timestamp(), ok = ${result.ok}, credits = case when ${result.reason === 'no credentials'} then 0 else credits end, "latencyMs" = ${result.latencyMs}::int,
            reason = ${result.reason ?? null}::text, detail = ${result.detail ?? null}::text, "retryAt" = ${result.retryAt ?? null}::timestamptz
      where id = ${id}::bigint`;
 }
@@ -191,6 +194,16 @@ export async function endCheck(
   return { begun: rows.length, found: rows.filter((row) => row.ended) };
 }
 
+/** What each provider's newest probe of the seconds before a check found, where this check has asked it nothing. */
+export async function foundBefore(db: Db, { id, startedAt, interval }: Check): Promise<(ModelKey & ProbeResult)[]> {
+  return db.$queryRaw<(ModelKey & ProbeResult)[]>`
+    select distinct on ("providerId") "providerId", model, type::text as type, ok, reason, detail, "latencyMs", "retryAt"
+      from "ModelProbe" p
+     where "finishedAt" > ${startedAt}::timestamptz - ${interval}::int * interval '1 second' and "finishedAt" is not null
+       and not exists (select from "ModelProbe" own where own."checkId" = ${id}::bigint and own."providerId" = p."providerId")
+     order by "providerId", "finishedAt" desc`;
+}
+
 export async function writeOutcome(db: Db, id: number, outcome: object): Promise<void> {
   await db.$executeRaw`update "ModelCheck" set outcome = ${JSON.stringify(outcome)}::jsonb where id = ${id}::bigint`;
 }
@@ -198,7 +211,7 @@ export async function writeOutcome(db: Db, id: number, outcome: object): Promise
 /** What probes have cost so far: of the last hour, and of the last 24. */
 export async function probesSpent(db: Db): Promise<{ lastHour: number; lastDayCredits: string }> {
   const [spent] = await db.$queryRaw<[{ lastHour: number; lastDayCredits: string }]>`
-    select count(*) filter (where ${spentAt} > clock_timestamp() - interval '1 hour')::int as "lastHour",
+    select count(*) filter (where ${sent} and ${spentAt} > clock_timestamp() - interval '1 hour')::int as "lastHour",
            coalesce(sum(credits), 0)::numeric(20, 8)::text as "lastDayCredits"
       from "ModelProbe" p where ${spentAt} > clock_timestamp() - interval '24 hours'`;
   return spent;

@@ -16,7 +16,8 @@ export interface CallsSeen extends ModelKey {
 }
 
 /**
- * The calls that began in `[until - seconds, until)` and have ended, for each model that has some. Reads no older hour.
+ * The calls that began in `[until - seconds, until)` and have ended, for each model that has some; and, as time-outs, those that
+ * hung until a clean-up failed them in that time, whenever they began. Reads no older hour.
  * Each text of an error is classified once, by its beginning: that costs more than all the rest.
  */
 export async function callsSeen(db: Db, until: Date, seconds: number): Promise<CallsSeen[]> {
@@ -27,6 +28,13 @@ export async function callsSeen(db: Db, until: Date, seconds: number): Promise<C
         from "ModelCall"
        where ${callHour} >= date_trunc('hour', ${from}::timestamptz at time zone 'UTC') and ${callHour} <= ${until}::timestamptz at time zone 'UTC'
          and "callTime" >= ${from}::timestamptz and "callTime" < ${until}::timestamptz and status <> 'processing'
+         and not (status = 'failed' and "errorReason" like 'Timeout: Processing exceeded %')
+      union all
+      select h.provider, h.model, h.type, null, 'Timeout: Processing exceeded'
+        from "StaleBatch" b,
+             jsonb_to_recordset(b.models) as h(provider text, model text, type "ModelCallType", calls int),
+             generate_series(1, h.calls)
+       where b.at >= ${from}::timestamptz and b.at < ${until}::timestamptz
     ), errors as materialized (
       select error, ${errorClass(Sql.sql`error`)} as class from (select distinct error from ended where error is not null) as texts
     )

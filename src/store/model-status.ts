@@ -20,12 +20,13 @@ export interface Judgement {
 export interface Known extends ModelKey {
   readonly status: ModelHealth;
   readonly failures: number;
+  readonly retryAt: Date | null;
 }
 
 /** All models, with their rows locked in order: two checks that end at once judge one after the other. */
 export async function lockStatuses(db: Db): Promise<Known[]> {
   return db.$queryRaw<Known[]>`
-    select "providerId", model, type::text as type, status::text as status, failures from "ModelStatus"
+    select "providerId", model, type::text as type, status::text as status, failures, "retryAt" from "ModelStatus"
      order by "providerId", model, type for update`;
 }
 
@@ -145,7 +146,7 @@ export async function statusLines(db: Db, interval: number, now?: Now): Promise<
     )
     select s."providerId" as provider, s.model, s.type::text as type, (case when expired then 'unknown' else s.status::text end) as status,
            case when not expired then reason end as reason, case when not expired then detail end as detail,
-           case when not expired then source::text end as source, "latencyMs", case when expired then expiry else since end as since,
+           case when not expired then source::text end as source, case when not expired then "latencyMs" end as "latencyMs", case when expired then expiry else since end as since,
            "checkedAt", case when "retryAt" > ${instant(now)} then "retryAt" end as "retryAt", day, week, month
       from s left join uptime using ("providerId", model, type)
      order by s."providerId" collate "C", s.model collate "C", s.type`;

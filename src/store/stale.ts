@@ -115,25 +115,63 @@ export async function staleCalls(db: Db, limits: Limits, limit: number, now?: No
      group by 1, 2, 3, 4 order by calls desc, 1, 2, 3 limit ${limit}::int`;
 }
 
-/**
- * Write a clean-up down, and forget those of more than 30 days ago.
- *
- * @returns the calls that were failed in the day before
- */
-export async function recordCleanup(
+/** Write a batch down, in its own transaction; forget those of more than 30 days ago. */
+export async function recordBatch(
   db: Db,
-  { calls, requestedBy }: { calls: number; requestedBy: string | null },
+  { calls, models, hours }: Pick<Batch, 'calls' | 'models' | 'hours'>,
+  { cleanup, requestedBy }: { cleanup: string; requestedBy: string | null },
   now?: Now,
-): Promise<number> {
-  const [row] = await db.$queryRaw<[{ calls: number }]>`
-    with recorded as (
-      insert into "StaleCleanup" ("requestedBy", "finishedAt", calls)
-      values (${requestedBy}::text, ${instant(now)}, ${calls}::bigint)
-    ), forgotten as (
-      delete from "StaleCleanup" where "finishedAt" < ${instant(now)} - interval '30 days'
+): Promise<void> {
+  await db.$executeRaw`
+    with forgotten as (
+      delete from "StaleBatch" where at < ${instant(now)} - interval '30 days'
     )
-    select coalesce(sum(calls), 0)::int as calls from "StaleCleanup"
-     where "finishedAt" >= ${instant(now)} - interval '1 day' and "finishedAt" <= ${instant(now)}`;
+    insert into "StaleBatch" (cleanup, "requestedBy", at, calls, models, hours)
+    values (${cleanup}::text, ${requestedBy}::text, ${instant(now)}, ${calls}::bigint, ${JSON.stringify(models)}::jsonb, ${JSON.stringify(hours)}::jsonb)`;
+}
+
+/** What a clean-up did, all its attempts together. At most so many models and hours are named; `other…`: the calls of the others. */
+export interface CleanUp {
+  readonly calls: number;
+  readonly models: StaleCalls[];
+  readonly hours: Record<Hour, number>;
+  readonly otherModels?: number;
+  readonly otherHours?: number;
+}
+
+const MAX_MODELS = 100;
+const MAX_HOURS = 200;
+
+/** Add the batches of a clean-up up: the models with the most calls, and the oldest hours. */
+export async function accountOf(db: Db, cleanup: string): Promise<CleanUp> {
+  const models = await db.$queryRaw<(StaleCalls & { all: number })[]>`
+    select m.provider, m.model, m.type, m."limitMinutes", sum(m.calls)::int as calls, (sum(sum(m.calls)) over ())::int as all
+      from "StaleBatch" b, jsonb_to_recordset(b.models) as m(provider text, model text, type text, "limitMinutes" int, calls int)
+     where b.cleanup = ${cleanup}::text
+     group by 1, 2, 3, 4 order by calls desc, 1, 2, 3 limit ${MAX_MODELS}::int`;
+  const hours = await db.$queryRaw<{ hour: Hour; calls: number }[]>`
+    select h.hour, sum(h.calls)::int as calls
+      from "StaleBatch" b, jsonb_to_recordset(b.hours) as h(hour text, calls int)
+     where b.cleanup = ${cleanup}::text
+     group by h.hour order by h.hour limit ${MAX_HOURS}::int`;
+  const calls = models[0]?.all ?? 0;
+  const [otherModels, otherHours] = [models, hours].map(
+    (named) => calls - named.reduce((sum, line) => sum + line.calls, 0),
+  );
+  return {
+    calls,
+    models: models.map(({ all: _, ...line }) => line),
+    hours: Object.fromEntries(hours.map(({ hour, calls }) => [hour, calls])),
+    ...(otherModels ? { otherModels } : {}),
+    ...(otherHours ? { otherHours } : {}),
+  };
+}
+
+/** The calls that other clean-ups failed in the day before. */
+export async function failedInADay(db: Db, cleanup: string, now?: Now): Promise<number> {
+  const [row] = await db.$queryRaw<[{ calls: number }]>`
+    select coalesce(sum(calls), 0)::int as calls from "StaleBatch"
+     where at >= ${instant(now)} - interval '1 day' and at <= ${instant(now)} and cleanup <> ${cleanup}::text`;
   return row.calls;
 }
 

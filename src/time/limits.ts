@@ -34,14 +34,15 @@ export function parseLimits(text: string, types: readonly string[]): Limit[] {
   return text.split(',').map((part) => {
     const [, name = '', digits = ''] = /^\s*(.*?)\s*=\s*(\d+)\s*$/.exec(part) ?? [];
     const minutes = Number(digits);
-    const [, provider, model] = /^([^/]+)\/(.+)$/.exec(name) ?? [];
+    const [, provider, model] = /^([^/]*[^/\s])\s*\/\s*(.+)$/.exec(name) ?? [];
     if ((!model && !types.includes(name)) || minutes < 1 || minutes > MAX_MINUTES) {
       throw new RangeError(
         `expected TYPE=MINUTES or PROVIDER/MODEL=MINUTES, with a type of ${types.join(', ')} and 1 to ${MAX_MINUTES} minutes, got "${part}"`,
       );
     }
-    if (seen.has(name)) throw new RangeError(`expected one limit for ${name}, got another: "${part}"`);
-    seen.add(name);
+    const whose = provider && model ? `${provider}/${model}` : name;
+    if (seen.has(whose)) throw new RangeError(`expected one limit for ${whose}, got another: "${part}"`);
+    seen.add(whose);
     return provider && model ? { provider, model, minutes } : { type: name, minutes };
   });
 }

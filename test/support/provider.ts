@@ -10,8 +10,8 @@ export interface Asked {
   readonly authorization: string | undefined;
 }
 
-/** This status; nothing at all; or a refusal that tells everybody the key that it was given. */
-type Saying = number | 'hang' | 'echo';
+/** This status; nothing at all; a wish to be left alone for an hour; or a refusal that tells everybody the key that it was given. */
+type Saying = number | 'hang' | 'later' | 'echo';
 
 export type Provider = Awaited<ReturnType<typeof startProvider>>;
 
@@ -55,7 +55,7 @@ async function modelOf(req: IncomingMessage): Promise<string> {
 function answer({ url = '', headers }: IncomingMessage, res: ServerResponse, model: string, says: Saying): void {
   if (says === 'hang') return;
   const key = headers.authorization ?? '';
-  const status = says === 'echo' ? 401 : says;
+  const status = says === 'echo' ? 401 : says === 'later' ? 429 : says;
   const body =
     says === 'echo'
       ? { error: { message: `Incorrect API key ${key}`, code: key, type: key.slice(7) } }
@@ -67,6 +67,10 @@ function answer({ url = '', headers }: IncomingMessage, res: ServerResponse, mod
             ? { data: [{ embedding: [0.1] }] }
             : { id: model, choices: [{ index: 0, message: { role: 'assistant', content: 'Hi' } }] };
   res
-    .writeHead(status, { 'content-type': 'application/json', ...(says === 'echo' ? { 'x-key': key } : {}) })
+    .writeHead(status, {
+      'content-type': 'application/json',
+      ...(says === 'echo' ? { 'x-key': key } : {}),
+      ...(says === 'later' ? { 'retry-after': '3600' } : {}),
+    })
     .end(JSON.stringify(body));
 }

@@ -1,20 +1,23 @@
 -- CreateTable
-CREATE TABLE "StaleCleanup" (
+CREATE TABLE "StaleBatch" (
     "id" BIGSERIAL NOT NULL,
+    "cleanup" TEXT NOT NULL,
     "requestedBy" TEXT,
-    "finishedAt" TIMESTAMPTZ(6) NOT NULL,
+    "at" TIMESTAMPTZ(6) NOT NULL,
     "calls" BIGINT NOT NULL,
+    "models" JSONB NOT NULL,
+    "hours" JSONB NOT NULL,
 
-    CONSTRAINT "StaleCleanup_pkey" PRIMARY KEY ("id")
+    CONSTRAINT "StaleBatch_pkey" PRIMARY KEY ("id")
 );
 
 -- CreateIndex
-CREATE INDEX "StaleCleanup_finishedAt_idx" ON "StaleCleanup"("finishedAt");
+CREATE INDEX "StaleBatch_at_idx" ON "StaleBatch"("at");
 
 -- What Prisma's schema cannot say.
 
-ALTER TABLE "StaleCleanup"
-    ADD CONSTRAINT "StaleCleanup_calls_check" CHECK (calls > 0);
+ALTER TABLE "StaleBatch"
+    ADD CONSTRAINT "StaleBatch_calls_check" CHECK (calls > 0);
 
 -- The calls under way, the oldest first: all that the clean-up reads. What it costs the gateway: docs/decisions/0005-unfinished-calls.md.
 -- Writers wait while it is made. Where that would be long, make it before this migration, CONCURRENTLY and by this name.
