@@ -235,8 +235,9 @@ function refusedBy(error: unknown): Refused {
   }
   const code = causes.map((cause) => String(Object(cause).code ?? '')).findLast((one) => one !== '') ?? '';
   const detail = [code, String(Object(causes.at(-1)).message ?? error)].filter(Boolean).join(': ');
-  // The parser's and the decompressor's codes: something was answered, but it was not HTTP.
-  if (/^(HPE_|Z_|UND_ERR_HEADERS_OVERFLOW)/.test(code)) return new Refused('malformed answer', detail);
+  // The parser's and the decompressor's codes: something was answered, but it was not HTTP. Node 24's parser has only its name.
+  const isParser = causes.some((cause) => Object(cause).name === 'HTTPParserError');
+  if (isParser || /^(HPE_|Z_|UND_ERR_HEADERS_OVERFLOW)/.test(code)) return new Refused('malformed answer', detail);
   if (/TIMEDOUT|TIMEOUT/.test(code)) return new Refused('network time-out', detail);
   if (error instanceof TypeError || code !== '') return new Refused('connection', detail);
   return new Refused('unknown', detail);
