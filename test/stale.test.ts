@@ -377,6 +377,20 @@ describe('a clean-up', () => {
     expect(Object.values(done.hours)).toEqual([10]);
   });
 
+  test('asked for again by the same job, as after a crash, tells what all its attempts did, and nothing of others', async () => {
+    await using hourhand = await startHourhand();
+    await hourhand.record(hanging('ada'));
+    const line = { provider: 'openai', model: 'gpt', type: 'chatCompletion', limitMinutes: 30, calls: 4 };
+    const batch = { calls: 4, models: [line], hours: [{ hour, calls: 4 }] };
+    for (const cleanup of ['one', 'another']) {
+      await recordBatch(hourhand.pool, batch, { cleanup, requestedBy: null }, new Date());
+    }
+    await hourhand.work();
+    await addJobs(hourhand.queues.stale, [jobOf(failStaleCalls, { cleanup: 'one' })]);
+    const job = await finished(hourhand);
+    expect(job?.returnvalue).toMatchObject({ calls: 5, models: [{ ...line, calls: 5 }] });
+  });
+
   test('names at most 100 models and 200 hours, and counts the others', async () => {
     await using hourhand = await startHourhand();
     await hourhand.pool.$executeRaw`
