@@ -29,7 +29,7 @@ import {
 } from '../store/model-status.ts';
 import { type ModelCallType, type ModelKey, modelsNamed } from '../store/models.ts';
 import type { Context } from './context.ts';
-import { type Evidence, type JudgePolicy, judge, sayOf, suspectProviders } from './judge-model.ts';
+import { type JudgePolicy, judge, sayOf, suspectProviders } from './judge-model.ts';
 
 export interface CheckPolicy extends JudgePolicy, ProbeBudget {
   /** Types of which a probe asks for a real generation, rather than for the model's record. */
@@ -137,7 +137,7 @@ async function judgeAll({ pool, policy }: CheckDeps, id: number) {
     const wanted = new Set((await modelsNamed(db, check.models)).map(nameOf));
     const seen = (await lockStatuses(db))
       .filter((model) => wanted.has(nameOf(model)))
-      .map((model) => ({ ...model, evidence: evidenceOf(said.get(nameOf(model)), found.get(nameOf(model))) }));
+      .map((model) => ({ ...model, evidence: { calls: said.get(nameOf(model)), probe: found.get(nameOf(model)) } }));
     // What the others said of late counts too, though this check may have had no reason, or no budget, to ask them.
     const others = [
       ...[...said.values()].map((calls) => ({ providerId: calls.providerId, evidence: { calls } })),
@@ -166,10 +166,6 @@ async function judgeAll({ pool, policy }: CheckDeps, id: number) {
     await forgetChecks(db, policy.historyDays);
     return outcome;
   });
-}
-
-function evidenceOf(calls: Evidence['calls'], probe: Evidence['probe']): Evidence {
-  return { calls, probe };
 }
 
 async function callsOf(db: Parameters<typeof callsSeen>[0], { startedAt, interval }: Check) {
