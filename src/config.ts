@@ -129,6 +129,13 @@ export const environment = {
     '0 */15 * * * *',
     'When the models are checked. UTC; `off` removes the scheduler. Calls of the last interval between two such checks speak for a model.',
   ],
+  LATE_DATA_SECONDS: [
+    whole(0, 60)
+      .transform((seconds) => (seconds === 0 ? 'off' : seconds === 60 ? '0 * * * * *' : `*/${seconds} * * * * *`))
+      .meta({ expected: 'a whole number from 0 to 60' }),
+    '15',
+    'How often users with late data are rolled up again; 0 removes the scheduler, and leaves it to the look of every 30 seconds.',
+  ],
   STALE_MODEL_CALL_TIMEOUT_MINUTES: [
     whole(1, MAX_MINUTES),
     '30',

@@ -10,6 +10,7 @@ import { probeModelProcessor } from './processors/probe-model.ts';
 import { rollUpHourProcessor } from './processors/roll-up-hour.ts';
 import { rollUpMarksProcessor } from './processors/roll-up-marks.ts';
 import { rollUpUsersProcessor } from './processors/roll-up-users.ts';
+import { tickLateProcessor } from './processors/tick-late.ts';
 import { tickModelsProcessor } from './processors/tick-models.ts';
 import { tickStaleProcessor } from './processors/tick-stale.ts';
 import { tickStatsProcessor } from './processors/tick-stats.ts';
@@ -62,8 +63,9 @@ export async function startWorker(
     work(rollUpHour.queue, config.WORKER_CONCURRENCY, 5 * MINUTE_MS, rollUpHourProcessor(deps)),
     work(rollUpUsers.queue, config.WORKER_CONCURRENCY, 15 * MINUTE_MS, rollUpUsersProcessor(deps)),
     work(rollUpMarks.queue, 1, 15 * MINUTE_MS, rollUpMarksProcessor(deps)),
+    work(queues.lateTicks.name, 1, MINUTE_MS, tickLateProcessor(deps)),
     work(queues.staleTicks.name, 1, MINUTE_MS, tickStaleProcessor(deps)),
-    work(failStaleCalls.queue, 1, 60 * MINUTE_MS, failStaleCallsProcessor({ pool, queues, policy: stalePolicy })),
+    work(failStaleCalls.queue, 1, 60 * MINUTE_MS, failStaleCallsProcessor({ pool, policy: stalePolicy })),
     work(queues.modelTicks.name, 1, MINUTE_MS, tickModelsProcessor(deps)),
     ...checkWorkers(work, connections, env),
     work(announceTransition.queue, 4, MINUTE_MS, announceTransitionProcessor({ pool, webhook: webhookOf(config) })),

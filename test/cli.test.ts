@@ -141,7 +141,9 @@ describe.concurrent('from a file of calls to a verified bill:', () => {
   test('the statistics come as csv, sorted by user, hour and type in byte order, every digit of them', async () => {
     expect(await ask('stats', ...span, '--format', 'csv')).toEqual({
       code: 0,
-      line: '',
+      line: expect.stringMatching(
+        /^\[2026-08-20T13, 2026-08-20T15\): 2 hours final as of 20\d\d-.*Z, 0 provisional\n$/,
+      ),
       stdout: `user_did,hour,total_calls,success_calls,total_usage,total_credits
 Zed,2026-08-20T14:00:00Z,1,1,9007199254740993,999999999999.99999999
 ada,2026-08-20T13:00:00Z,2,1,18,0.30000001
@@ -170,6 +172,9 @@ bob,2026-08-20T13:00:00Z,chatCompletion,1,0,0,0.00000000
         success_calls: '1',
         total_usage: '9007199254740993',
         total_credits: '999999999999.99999999',
+        revision: 1,
+        as_of: expect.stringMatching(/^20\d\d-.*Z$/),
+        final: true,
       },
       {
         user_did: 'ada',
@@ -178,6 +183,9 @@ bob,2026-08-20T13:00:00Z,chatCompletion,1,0,0,0.00000000
         success_calls: '1',
         total_usage: '1',
         total_credits: '0.00000001',
+        revision: 1,
+        as_of: expect.stringMatching(/^20\d\d-.*Z$/),
+        final: true,
       },
     ]);
   });
@@ -240,21 +248,25 @@ bob,2026-08-20T13:00:00Z,chatCompletion,1,0,0,0.00000000
     expect(status.stdout).toMatch(
       /^partial +2026-08-21T11 run \d+: eve: numeric field overflow \(22003\), again at 20/m,
     );
-    expect(stats.line).toContain('1 hours of [2026-08-21T11, 2026-08-21T12) are not closed');
+    expect(stats.line).toBe(
+      '[2026-08-21T11, 2026-08-21T12): 0 hours final, 1 provisional\n2026-08-21T11 provisional: partial\n',
+    );
   });
 
   test.sequential('status says the same to machines', async () => {
     const status = JSON.parse((await ask('status', '--json')).stdout);
     expect(status).toMatchObject({
       watermark: expect.stringMatching(/^\d{4}-\d\d-\d\dT\d\d$/),
-      marks: 0,
+      marks: 2,
       hours: [{ hour: '2026-08-21T11', state: 'partial' }],
-      schedulers: ['model.call.stats', 'cleanup.stale.model.calls', 'check.model.status'].map((id) => ({
-        id,
-        pattern: 'off',
-        state: 'off',
-        next: null,
-      })),
+      schedulers: ['model.call.stats', 'late.model.calls', 'cleanup.stale.model.calls', 'check.model.status'].map(
+        (id) => ({
+          id,
+          pattern: 'off',
+          state: 'off',
+          next: null,
+        }),
+      ),
       workers: 1,
     });
     expect(status.owed).toBeGreaterThanOrEqual(1);
@@ -263,6 +275,7 @@ bob,2026-08-20T13:00:00Z,chatCompletion,1,0,0,0.00000000
       'stats-hour',
       'stats-users',
       'stats-marks',
+      'late-tick',
       'stale-tick',
       'stale-calls',
       'models-tick',

@@ -22,6 +22,7 @@ test('with both servers given, everything else has a default', () => {
     ACTIVE_USER_WINDOW_DAYS: 7,
     STORE_ZERO_ROWS: false,
     PARTIAL_BACKOFF_MAX_SECONDS: 3_600,
+    LATE_DATA_SECONDS: '*/15 * * * * *',
     CLEANUP_STALE_MODEL_CALLS_CRON_TIME: '0 */10 * * * *',
     STALE_MODEL_CALL_TIMEOUT_MINUTES: 30,
     STALE_MODEL_CALL_TIMEOUTS: [],
@@ -59,6 +60,7 @@ test('every variable is read, and read as what it is', () => {
       ACTIVE_USER_WINDOW_DAYS: '366',
       STORE_ZERO_ROWS: 'true',
       PARTIAL_BACKOFF_MAX_SECONDS: '86400',
+      LATE_DATA_SECONDS: '60',
       CLEANUP_STALE_MODEL_CALLS_CRON_TIME: 'off',
       STALE_MODEL_CALL_TIMEOUT_MINUTES: '525600',
       STALE_MODEL_CALL_TIMEOUTS: ' video=180, openrouter/meta/llama=3=60',
@@ -88,6 +90,7 @@ test('every variable is read, and read as what it is', () => {
     ACTIVE_USER_WINDOW_DAYS: 366,
     STORE_ZERO_ROWS: true,
     PARTIAL_BACKOFF_MAX_SECONDS: 86_400,
+    LATE_DATA_SECONDS: '0 * * * * *',
     CLEANUP_STALE_MODEL_CALLS_CRON_TIME: 'off',
     STALE_MODEL_CALL_TIMEOUT_MINUTES: 525_600,
     STALE_MODEL_CALL_TIMEOUTS: [

@@ -532,6 +532,7 @@ describe('health', () => {
       postgres: 'true: an answer',
       migrations: 'true: all applied',
       'scheduler model.call.stats': expect.stringMatching(/^true: live, next \d{4}-.*:07:00/),
+      'scheduler late.model.calls': 'true: off',
       'scheduler cleanup.stale.model.calls': 'true: off',
       'scheduler check.model.status': 'true: off',
     });
@@ -629,7 +630,7 @@ describe('health', () => {
     mute.hold();
     const [held, lives] = await Promise.all([alone.get('/readyz'), alone.get('/healthz')]);
     expect([held.status, held.ms < 4_000, lives.status, lives.ms < 2_000]).toEqual([503, true, 200, true]);
-    expect(Object.values(found(held.text))).toEqual(Array(7).fill('false: no answer within 2 s'));
+    expect(Object.values(found(held.text))).toEqual(Array(8).fill('false: no answer within 2 s'));
     silent.release();
     mute.release();
     await until(

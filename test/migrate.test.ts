@@ -32,6 +32,7 @@ test('an empty database gets all of them, in order, and each is said as it is do
       'ModelStatus',
       'ModelTransition',
       'StaleBatch',
+      'StatChange',
       'StatHour',
       'StatMark',
       'StatRange',

@@ -86,9 +86,11 @@ const tables: Record<string, { row: Row; nonsense: Record<string, Row[]>; sense:
         state,
         sealedAt: '2026-09-20T00:00Z',
       })),
+      StatHour_revision_check: [{ revision: -1 }, { fence: -1 }],
     },
     sense: [
       {},
+      { revision: 1, fence: 0 },
       { wanted: 1 },
       { state: 'running', run: 3, wanted: 4 },
       { state: 'closed', run: 1, wanted: 1, closedAt: '2026-08-20T14:01Z', sealedAt: '2026-09-20T00:00Z' },

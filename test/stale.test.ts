@@ -8,7 +8,6 @@ import { addJobs, jobOf } from '../src/queues/define-job.ts';
 import { failStaleCalls } from '../src/queues/stale.ts';
 import { Sql } from '../src/store/db.ts';
 import { failBatch, recordBatch } from '../src/store/stale.ts';
-import { startOf } from '../src/time/hour.ts';
 import { parseLimits } from '../src/time/limits.ts';
 import { type Hourhand, h, startHourhand, type TestCall, until } from './support/hourhand.ts';
 
@@ -179,136 +178,6 @@ describe('of two who want the same call', () => {
   });
 });
 
-describe('marks', () => {
-  const earlier = h('2026-08-20T10');
-  const mark = async ({ pool }: Hourhand) =>
-    (await pool.statMark.findMany({ orderBy: [{ hour: 'asc' }, { userDid: 'asc' }] })).map(
-      ({ hour, userDid, reason }) => `${hour.toISOString().slice(0, 13)} ${userDid} ${reason}`,
-    );
-
-  test('are left for users of hours that are known or covered, or that were rolled up alone; one for each user and hour', async () => {
-    await using hourhand = await startHourhand();
-    await hourhand.cover(hour, hour);
-    await hourhand.pool.$executeRaw`
-      insert into "StatHour" (hour, state, reason) values (${startOf(earlier)}::timestamptz, 'running', 'backfill')`;
-    await hourhand.record({ user: 'eve', at: '2026-08-20T08:10:00Z' });
-    await rollUpAlone(hourhand, 'eve', h('2026-08-20T08'));
-    await hourhand.record(
-      ...['ada', 'ada', 'bob'].map((user) => hanging(user)),
-      hanging('ada', { at: '2026-08-20T10:59:59.999Z' }),
-      hanging('eve', { at: '2026-08-20T08:20:00Z' }),
-      hanging('bob', { at: '2026-08-20T08:20:00Z' }),
-      hanging('bob', { at: '2026-08-20T09:20:00Z' }),
-    );
-    expect((await clean(hourhand)).done.calls).toBe(7);
-    expect(await mark(hourhand)).toEqual([
-      '2026-08-20T08 eve late',
-      '2026-08-20T10 ada late',
-      '2026-08-20T13 ada late',
-      '2026-08-20T13 bob late',
-    ]);
-    const jobs = await hourhand.queues.marks.getWaiting();
-    expect(jobs.map(({ data }) => data.hour).sort()).toEqual(['2026-08-20T08', earlier, hour]);
-  });
-
-  test('are left neither in the running hour nor in one that is sealed', async () => {
-    await using hourhand = await startHourhand();
-    await hourhand.cover(earlier, h('2026-08-20T14'));
-    await hourhand.pool.$executeRaw`
-      insert into "StatHour" (hour, state, reason, run, "closedAt", "sealedAt")
-      values (${startOf(hour)}::timestamptz, 'closed', 'tick', 1, now(), now())`;
-    await hourhand.record(hanging('ada'), hanging('ada', { at: '2026-08-20T14:01:00Z' }));
-    const { done } = await clean(hourhand, { now: new Date('2026-08-20T14:40:00Z') });
-    expect(done.calls).toBe(2);
-    expect(await mark(hourhand)).toEqual([]);
-    await hourhand.pool
-      .$executeRaw`update "ModelCall" set status = 'success' where "callTime" = ${new Date(at)}::timestamptz`;
-    expect(await mark(hourhand)).toEqual([]);
-  });
-
-  test('are left in an hour that ends while the batch is under way: its roll-up may come before the commit', async () => {
-    await using hourhand = await startHourhand();
-    await hourhand.cover(hour, hour);
-    await hourhand.record(hanging('ada'));
-    await clean(hourhand, { now: new Date('2026-08-20T13:59:59.9Z') });
-    expect(await mark(hourhand)).toEqual(['2026-08-20T13 ada late']);
-  });
-
-  test('keep an hour from being covered between a look at the ranges and the commit', async () => {
-    await using hourhand = await startHourhand();
-    await hourhand.record(hanging('ada'));
-    await using gateway = await connected(hourhand);
-    await gateway.query('select pg_advisory_lock(42)');
-    await readSlowly(hourhand);
-    const cleaning = clean(hourhand);
-    await until(
-      () => waitingFor(hourhand, 'advisory'),
-      (n) => n === 1,
-    );
-    const covering = hourhand.cover(hour, hour);
-    await until(
-      () => waitingFor(hourhand, 'relation'),
-      (n) => n === 1,
-    );
-    expect(await hourhand.pool.statRange.count()).toBe(0);
-    await gateway.query('select pg_advisory_unlock(42)');
-    await Promise.all([cleaning, covering]);
-    expect(await hourhand.pool.modelCall.count({ where: { status: 'failed' } })).toBe(1);
-  });
-
-  test('and the failed calls are one: where a mark cannot be left, no call of the batch is failed', async () => {
-    await using hourhand = await startHourhand();
-    await hourhand.cover(hour, hour);
-    await hourhand.record(hanging('ada', { id: 'a' }));
-    await hourhand.pool.$executeRaw`alter table "StatMark" add constraint none check ("userDid" <> 'ada') not valid`;
-    await expect(clean(hourhand)).rejects.toThrow('violates check constraint "none"');
-    expect(await statuses(hourhand)).toEqual({ a: 'processing' });
-    expect(await hourhand.pool.staleBatch.count()).toBe(0);
-  });
-
-  test('of a late end never fail the gateway: it is accepted where none can be left', async () => {
-    await using hourhand = await startHourhand();
-    await hourhand.cover(hour, hour);
-    await hourhand.record(hanging('ada', { id: 'a' }));
-    await clean(hourhand);
-    await hourhand.pool.$executeRaw`truncate "StatMark"`;
-    await hourhand.pool.$executeRaw`alter table "StatMark" add constraint none check ("userDid" <> 'ada') not valid`;
-    await hourhand.pool.$executeRaw`update "ModelCall" set status = 'success' where id = 'a'`;
-    expect(await statuses(hourhand)).toEqual({ a: 'success' });
-    expect(await mark(hourhand)).toEqual([]);
-  });
-
-  test('of a late end need no right of the gateway on any table but its own', async () => {
-    await using hourhand = await startHourhand();
-    await hourhand.cover(hour, hour);
-    await hourhand.record(hanging('ada', { id: 'a' }));
-    await clean(hourhand);
-    await hourhand.pool.$executeRaw`truncate "StatMark"`;
-    await using gateway = await connected(hourhand);
-    const role = `gateway_${process.pid}`;
-    await gateway.query('begin');
-    await gateway.query(`create role ${role}`);
-    await gateway.query(`grant select, insert, update on "ModelCall" to ${role}`);
-    await gateway.query(`set local role ${role}`);
-    // Whatever it puts in the way of hourhand's names is not met.
-    await gateway.query('create temp table "StatMark" (hour timestamptz, "userDid" text, reason text)');
-    await gateway.query(success, ['a']);
-    await gateway.query('reset role');
-    await gateway.query(`drop owned by ${role}`);
-    await gateway.query(`drop role ${role}`);
-    await gateway.query('commit');
-    expect(await mark(hourhand)).toEqual(['2026-08-20T13 ada late']);
-  });
-
-  test("of a call that ends in its time, or that the gateway itself failed, are none of the trigger's", async () => {
-    await using hourhand = await startHourhand();
-    await hourhand.cover(hour, hour);
-    await hourhand.record(hanging('ada', { id: 'a' }), { user: 'bob', id: 'b', at, status: 'failed' });
-    await hourhand.pool.$executeRaw`update "ModelCall" set status = 'success'`;
-    expect(await mark(hourhand)).toEqual([]);
-  });
-});
-
 describe('a clean-up', () => {
   test('goes on from batch to batch, also where calls of one instant lie on both sides', async () => {
     await using hourhand = await startHourhand();
@@ -337,7 +206,7 @@ describe('a clean-up', () => {
     await hourhand.pool.$executeRaw`update "ModelCall" set "callTime" = "callTime" + interval '1 microsecond'`;
     const batch = await hourhand.pool.$transaction((db) => failBatch(db, limits, { size: 4, now }));
     const next = { callTime: '2026-08-20 13:10:00.000001+00', id: 'v3' };
-    expect(batch).toEqual({ calls: 0, models: [], hours: [], marked: [], next });
+    expect(batch).toEqual({ calls: 0, models: [], hours: [], next });
     expect((await clean(hourhand, { limits, size: 4 })).done.calls).toBe(1);
   });
 
@@ -402,7 +271,7 @@ describe('a clean-up', () => {
     expect(Object.keys(done.hours)).toHaveLength(200);
   });
 
-  test('asked for by a tick returns counts by model and hour, and has the marked hours rolled up', async () => {
+  test('asked for by a tick returns counts by model and hour; what it failed is rolled up again', async () => {
     await using hourhand = await rolledUp(hanging('ada', { id: 'a' }), hanging('bob'), { user: 'bob', at });
     await hourhand.queues.staleTicks.add('tick', {});
     const job = await finished(hourhand);
@@ -415,8 +284,8 @@ describe('a clean-up', () => {
     expect((await hourhand.queues.stale.getJobLogs(job?.id ?? '')).logs).toEqual([
       'openai/gpt chatCompletion: 2 calls exceeded 30 minutes',
     ]);
-    await untilStat(hourhand, 'ada', { failedCalls: '1', processingCalls: '0' }, { looking: false });
-    await untilStat(hourhand, 'bob', { failedCalls: '1', successCalls: '1' }, { looking: false });
+    await untilStat(hourhand, 'ada', { failedCalls: '1', processingCalls: '0' });
+    await untilStat(hourhand, 'bob', { failedCalls: '1', successCalls: '1' });
     expect(hourhand.logged.filter(({ msg }) => msg === 'stale calls failed')).toMatchObject([{ calls: 2, hours: 1 }]);
     expect(hourhand.logged.filter(({ msg }) => msg === rise)).toEqual([]);
     expect(await hourhand.pool.staleBatch.findMany()).toMatchObject([{ calls: 2n, requestedBy: null }]);
@@ -497,7 +366,7 @@ describe('hourhand stale', () => {
     ]);
     expect(stdout).toMatch(/\n2026-08-20T11 {2}1\n2026-08-20T13 {2}2\n$/);
     expect(await hourhand.pool.staleBatch.findMany()).toMatchObject([{ calls: 3n, requestedBy: expect.any(String) }]);
-    expect(await hourhand.queues.marks.getJobCountByTypes('waiting')).toBe(1);
+    expect(await hourhand.pool.statMark.count()).toBe(3 + 3);
     const again = await hourhand.run(['stale']);
     expect(again).toEqual({ code: 0, stdout: '', stderr: '0 calls failed\n' });
   });
@@ -539,7 +408,7 @@ function hanging(user: string, more: Partial<TestCall> = {}): TestCall {
 
 /** One clean-up in this process, at ten past two. */
 function clean(
-  { pool, queues }: Hourhand,
+  { pool }: Hourhand,
   {
     limits = half,
     everySeconds = 600,
@@ -550,7 +419,7 @@ function clean(
   } & Partial<Parameters<typeof cleanUp>[1]> = {},
 ) {
   const options = { requestedBy: null, signal: never, now, ...more };
-  return cleanUp({ pool, queues, policy: { limits, everySeconds } }, options);
+  return cleanUp({ pool, policy: { limits, everySeconds } }, options);
 }
 
 /** An hour that was rolled up, with a worker that is still there. */
@@ -563,22 +432,11 @@ async function rolledUp(...calls: TestCall[]): Promise<Hourhand> {
   return hourhand;
 }
 
-/** Roll up one user in an hour that is neither covered nor known. */
-async function rollUpAlone({ pool }: Hourhand, user: string, alone: typeof hour): Promise<void> {
-  await pool.$executeRaw`
-    insert into "ModelCallStat" values ('hour', ${startOf(alone)}::timestamptz, ${user}, 10, 10, 0, 0, 0, 1, 1, 0, 0, 0, '{}', 0, now())`;
-}
-
 /** Wait until a user's stored figures are these, looking at the ledger as the tick does. */
-async function untilStat(
-  hourhand: Hourhand,
-  user: string,
-  figures: Record<string, string>,
-  { looking = true } = {},
-): Promise<void> {
+async function untilStat(hourhand: Hourhand, user: string, figures: Record<string, string>): Promise<void> {
   await until(
     async () => {
-      if (looking) await hourhand.tick();
+      await hourhand.tick();
       return hourhand.stat(user, hour);
     },
     (stat) => Object.entries(figures).every(([name, figure]) => stat?.[name] === figure),

@@ -33,13 +33,13 @@ async function show({ pool, stalePolicy: { limits } }: Connections): Promise<num
 }
 
 /** Ctrl-C ends it between two batches; a second one at once. */
-async function fail({ pool, queues, stalePolicy }: Connections, requestedBy: string): Promise<number> {
+async function fail({ pool, stalePolicy }: Connections, requestedBy: string): Promise<number> {
   const stopping = new AbortController();
   const stop = () => stopping.abort();
   for (const signal of ['SIGINT', 'SIGTERM'] as const) process.once(signal, stop);
   let progress: Progress | undefined;
   const { done, complete } = await cleanUp(
-    { pool, queues, policy: stalePolicy },
+    { pool, policy: stalePolicy },
     {
       requestedBy,
       signal: stopping.signal,

@@ -4,7 +4,7 @@ import { once } from 'node:events';
 import Table from 'cli-table3';
 import { stringify } from 'csv-stringify/sync';
 import type { Connections } from '../connections.ts';
-import { unclosedHours } from '../store/progress.ts';
+import { standingOf } from '../store/standing.ts';
 import { type StatLine, statLines } from '../store/stats.ts';
 import { type Range, spell } from '../time/range.ts';
 import { say } from './say.ts';
@@ -16,7 +16,7 @@ export interface StatsOptions {
 }
 
 /** The columns of the report, and the words for them outside. */
-const columns: readonly [keyof StatLine, string][] = [
+const figures: readonly [keyof StatLine, string][] = [
   ['userDid', 'user_did'],
   ['hour', 'hour'],
   ['type', 'type'],
@@ -25,6 +25,12 @@ const columns: readonly [keyof StatLine, string][] = [
   ['totalUsage', 'total_usage'],
   ['totalCredits', 'total_credits'],
 ];
+/** Which figures these are, and whether they will stay. Not in the CSV, which others read by its columns: there it is said beside it. */
+const standing: readonly [keyof StatLine, string][] = [
+  ['revision', 'revision'],
+  ['asOf', 'as_of'],
+  ['final', 'final'],
+];
 
 /** Written batch by batch, as fast as it is read: no report is too long for memory, and all of it is one snapshot. */
 export async function stats(
@@ -32,21 +38,24 @@ export async function stats(
   range: Range,
   { by, format, zeros }: StatsOptions,
 ): Promise<number> {
+  const columns = format === 'csv' ? figures : [...figures, ...standing];
   const shown = columns.filter(([key]) => key !== 'type' || by === 'type');
   const { head, batch, tail } = writers[format](shown);
-  await pool.$transaction(
+  const found = await pool.$transaction(
     async (db) => {
       await write(head);
       for await (const lines of statLines(db, range, { by, ...(zeros ? { zerosDays: policy.windowDays } : {}) })) {
         await write(batch(lines));
       }
       await write(tail());
+      return standingOf(db, range);
     },
     { isolationLevel: 'RepeatableRead' },
   );
-  const open = (await unclosedHours(pool, range)).filter(({ sealed }) => !sealed).length;
-  if (open > 0)
-    say(`${open} hours of ${spell(range)} are not closed: their figures may change (hourhand verify names them)`);
+  const since = found.asOf ? ` as of ${found.asOf.toISOString()}` : '';
+  say(`${spell(range)}: ${found.final} hours final${since}, ${found.provisional} provisional`);
+  for (const { hour, why } of found.reasons) say(`${hour} provisional: ${why}`);
+  if (found.provisional > found.reasons.length) say('and further ones');
   return 0;
 }
 
@@ -56,7 +65,7 @@ interface Writer {
   tail: () => string;
 }
 
-const writers: Record<StatsOptions['format'], (shown: typeof columns) => Writer> = {
+const writers: Record<StatsOptions['format'], (shown: typeof figures) => Writer> = {
   csv: (shown) => ({
     head: stringify([shown.map(([, name]) => name)]),
     batch: (lines) => stringify(lines.map((line) => shown.map(([key]) => line[key]))),
@@ -85,7 +94,7 @@ const writers: Record<StatsOptions['format'], (shown: typeof columns) => Writer>
         colAligns: shown.map(([key]) => (/^(total|success)/.test(key) ? 'right' : 'left')),
         style: { head: [], border: [] },
       });
-      table.push(...lines.map((line) => shown.map(([key]) => line[key] ?? '')));
+      table.push(...lines.map((line) => shown.map(([key]) => String(line[key] ?? ''))));
       return `${table.toString()}\n`;
     },
     tail: () => '',

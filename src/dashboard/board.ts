@@ -12,6 +12,7 @@ const DESCRIPTIONS: Record<keyof Queues, string> = {
   hours: 'One job for each owed hour. Failed: the hour is partial, the reason names the users; a retry is a new run.',
   users: 'The children of an hour: one user, or a range of buckets. The retry that succeeds last closes the hour.',
   marks: 'Users of one hour who are to be rolled up again.',
+  lateTicks: 'When to look for calls that came late: each leaves a mark, and its user is rolled up again.',
   staleTicks: 'When to look for calls that hang.',
   stale: 'Fails calls that were processing for too long; each job says which and in which hours.',
   modelTicks: 'When to look at the models.',

@@ -3,7 +3,6 @@
 import { randomUUID } from 'node:crypto';
 import { cleanUp, type StalePolicy } from '../producers/stale.ts';
 import { parseData } from '../queues/define-job.ts';
-import type { Queues } from '../queues/redis.ts';
 import { failStaleCalls } from '../queues/stale.ts';
 import type { Pool } from '../store/db.ts';
 import type { CleanUp } from '../store/stale.ts';
@@ -14,7 +13,7 @@ import type { Context } from './context.ts';
  * were of; in the log too, as a warning where it is many more than usual. It may run twice, or die on any line: what it
  * had done is done and accounted for, and each call is failed once.
  */
-export function failStaleCallsProcessor(deps: { pool: Pool; queues: Queues; policy: StalePolicy }) {
+export function failStaleCallsProcessor(deps: { pool: Pool; policy: StalePolicy }) {
   return async ({ job, signal, log }: Context): Promise<CleanUp> => {
     const { cleanup = randomUUID() } = parseData(failStaleCalls, job);
     await job.updateData({ cleanup });

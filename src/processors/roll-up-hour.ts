@@ -1,5 +1,6 @@
 // How is one hour rolled up?
 
+import { setTimeout as sleep } from 'node:timers/promises';
 import { type Job, UnrecoverableError, WaitingChildrenError } from 'bullmq';
 import { addJobs, jobOf, parseData } from '../queues/define-job.ts';
 import type { Queues } from '../queues/redis.ts';
@@ -13,6 +14,8 @@ import {
 } from '../queues/stats.ts';
 import type { Pool } from '../store/db.ts';
 import { allotRun, type ClosePolicy, type CutPolicy, shardsOf } from '../store/ledger.ts';
+import { waitsForOlder } from '../store/seam.ts';
+import type { Hour } from '../time/hour.ts';
 import { closeHourAloud } from './close-hour.ts';
 import type { Context } from './context.ts';
 
@@ -36,6 +39,7 @@ export function rollUpHourProcessor(deps: HourDeps) {
     for (;;) {
       signal.throwIfAborted();
       if (data.step === 'allot') {
+        if (!data.backfilled) await olderTransactionsEnded(deps, hour, signal);
         const allotted = await allotRun(deps.pool, hour, deps.policy, { again: data.again });
         if (!allotted) return { hour, nothing: 'owed' };
         data = await store(job, { hour, step: 'fan-out', again: false, ...allotted });
@@ -60,6 +64,14 @@ export function rollUpHourProcessor(deps: HourDeps) {
       data = await store(job, { ...data, step: 'allot', run: 0, again: true });
     }
   };
+}
+
+/**
+ * Most of the transactions that were open when the hour was first looked at end within moments: a run that begins after them
+ * need not be repeated. Those that take longer are not waited for; the hour is published, and runs once more when they have ended.
+ */
+async function olderTransactionsEnded({ pool }: HourDeps, hour: Hour, signal: AbortSignal): Promise<void> {
+  for (let ms = 5; ms < 1_000 && (await waitsForOlder(pool, hour)); ms *= 2) await sleep(ms, undefined, { signal });
 }
 
 /** Add a child for each shard of the run that the ledger still has; those that were added before a crash are not added again. */

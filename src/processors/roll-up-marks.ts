@@ -26,7 +26,7 @@ export function rollUpMarksProcessor(deps: { pool: Pool; queues: Queues; policy:
   return async (context: Context) => {
     const { job, signal, log } = context;
     const { hour } = parseData(rollUpMarks, job);
-    const scopes = await markedScopes(pool, hour);
+    const { scopes, asOf } = await markedScopes(pool, hour);
     const users = scopes.reduce((sum, scope) => sum + scope.users.length, 0);
     if (users > MAX_USERS) {
       const range = { start: startOf(hour), end: endOf(hour) };
@@ -42,7 +42,7 @@ export function rollUpMarksProcessor(deps: { pool: Pool; queues: Queues; policy:
       run = Math.max(run, result.run);
       await job.updateProgress(Math.round((100 * (i + 1)) / scopes.length));
     }
-    await recountHour(pool, hour);
+    await recountHour(pool, hour, failed.length > 0 ? null : asOf);
     if (policy.storeZeroRows) await storeZeroRows(pool, hour, policy.windowDays);
     await job.log(`${users - failed.length} of ${users} users rolled up again`);
     if (failed.length > 0) {

@@ -1,7 +1,6 @@
 // How are the users of a scope rolled up, and which of them cannot be?
 
 import { isDataError, type Pool, reasonOf } from '../store/db.ts';
-import { takeMarks } from '../store/marks.ts';
 import { lockScope, type Scope } from '../store/scope.ts';
 import { type RolledUp, rollUp, usersOfScope } from '../store/stats.ts';
 
@@ -22,7 +21,6 @@ export async function rollUpScope(pool: Pool, scope: Scope, signal: AbortSignal)
   try {
     const done = await pool.$transaction(async (db) => {
       await lockScope(db, scope);
-      await takeMarks(db, scope);
       return rollUp(db, scope);
     });
     return { ...done, failed: [] };

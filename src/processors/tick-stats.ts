@@ -8,8 +8,13 @@ import type { Context } from './context.ts';
 /** Wake up and look. Whatever the tick is called and whatever it carries: it may have lost both. */
 export function tickStatsProcessor(deps: { pool: Pool; queues: Queues; policy: HoursPolicy }) {
   return async ({ log }: Context) => {
-    const { enqueued, closedEmpty, marked } = await enqueueOwed(deps);
-    const found = { enqueued: enqueued.length, closedEmpty: closedEmpty.length, marked: marked.length };
+    const { enqueued, closedEmpty, marked, settled } = await enqueueOwed(deps);
+    const found = {
+      enqueued: enqueued.length,
+      closedEmpty: closedEmpty.length,
+      marked: marked.length,
+      settled: settled.length,
+    };
     log.info(found, 'tick');
     return found;
   };

@@ -14,8 +14,9 @@ import {
   type Request,
   requestHours,
 } from '../store/ledger.ts';
-import { markedHours, markUser } from '../store/marks.ts';
+import { markedHours, markUser, sweepMarks } from '../store/marks.ts';
 import { cover } from '../store/ranges.ts';
+import { reopenSettled } from '../store/seam.ts';
 import type { Hour } from '../time/hour.ts';
 import type { Range } from '../time/range.ts';
 
@@ -32,7 +33,8 @@ export interface HoursPolicy extends ClosePolicy {
 export async function enqueueOwed(
   { pool, queues, policy }: { pool: Pool; queues: Queues; policy: HoursPolicy },
   now?: Now,
-): Promise<{ enqueued: Hour[]; closedEmpty: Hour[]; marked: Hour[] }> {
+): Promise<{ enqueued: Hour[]; closedEmpty: Hour[]; marked: Hour[]; settled: Hour[] }> {
+  const late = await enqueueLate({ pool, queues, policy }, now);
   const owed = await owedHours(pool, policy.maxHoursPerTick, now);
   const closedEmpty = await closeEmptyHours(
     pool,
@@ -43,9 +45,29 @@ export async function enqueueOwed(
   const empty = new Set(closedEmpty);
   const rest = owed.filter(({ hour }) => !empty.has(hour));
   await enqueueHours(queues, rest);
+  return { enqueued: rest.map(({ hour }) => hour), closedEmpty, ...late };
+}
+
+/** Marks that are swept away at once: about half a second of work. */
+const SWEEP = 50_000;
+
+/**
+ * Ask for what came late: the marked users of each hour, together, and the hours whose older transactions have ended. Marks that
+ * stand for nothing are swept away.
+ */
+export async function enqueueLate(
+  { pool, queues, policy }: { pool: Pool; queues: Queues; policy: HoursPolicy },
+  now?: Now,
+): Promise<{ marked: Hour[]; settled: Hour[] }> {
+  const settled = await reopenSettled(pool, now);
+  await enqueueHours(
+    queues,
+    settled.map((hour) => ({ hour, backfilled: false })),
+  );
   const marked = await markedHours(pool, policy.maxHoursPerTick, now);
   await enqueueMarks(queues, marked);
-  return { enqueued: rest.map(({ hour }) => hour), closedEmpty, marked };
+  await sweepMarks(pool, SWEEP);
+  return { marked, settled };
 }
 
 /** One job an hour; where one is under way already, it stands for this one. */

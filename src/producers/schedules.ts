@@ -17,6 +17,7 @@ export interface Wish {
 /** The environment's patterns: each scheduler's, by the name of its variable. */
 export interface Patterns {
   readonly MODEL_CALL_STATS_CRON_TIME: Pattern;
+  readonly LATE_DATA_SECONDS: Pattern;
   readonly CLEANUP_STALE_MODEL_CALLS_CRON_TIME: Pattern;
   readonly CHECK_MODEL_STATUS_CRON_TIME: Pattern;
 }
@@ -24,6 +25,7 @@ export interface Patterns {
 /** Every scheduler that hourhand has: its id, its variable, and its queue, which holds nothing but its ticks. */
 const SCHEDULERS = [
   ['model.call.stats', 'MODEL_CALL_STATS_CRON_TIME', 'ticks'],
+  ['late.model.calls', 'LATE_DATA_SECONDS', 'lateTicks'],
   ['cleanup.stale.model.calls', 'CLEANUP_STALE_MODEL_CALLS_CRON_TIME', 'staleTicks'],
   ['check.model.status', 'CHECK_MODEL_STATUS_CRON_TIME', 'modelTicks'],
 ] as const;

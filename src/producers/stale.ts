@@ -1,7 +1,6 @@
 // How are all the calls that hang failed, batch by batch?
 
 import { randomUUID } from 'node:crypto';
-import type { Queues } from '../queues/redis.ts';
 import type { Now, Pool } from '../store/db.ts';
 import {
   accountOf,
@@ -9,13 +8,10 @@ import {
   countUnfinished,
   failBatch,
   failedInADay,
-  holdRanges,
   type Place,
   recordBatch,
 } from '../store/stale.ts';
-import type { Hour } from '../time/hour.ts';
 import type { Limits } from '../time/limits.ts';
-import { enqueueMarks } from './hours.ts';
 
 export interface StalePolicy {
   readonly limits: Limits;
@@ -25,8 +21,6 @@ export interface StalePolicy {
 
 /** Long enough to be fast, short enough that nobody who waits for one of its rows would notice: see docs/decisions/0005-unfinished-calls.md. */
 export const BATCH = 2_000;
-/** Hours whose marks are asked for at once; those of further ones are found by the next look. */
-const MAX_MARKED = 200;
 
 /** A clean-up of fewer calls is no rise, however few are usual. */
 const RISE_CALLS = 20;
@@ -35,7 +29,7 @@ const DAY_SECONDS = 24 * 3600;
 
 /**
  * Fail every call that has been processing for longer than its limit, oldest first, each batch a transaction of its own
- * that writes it down as well; then enqueue the marks, which the next look would find too. What is done when it ends early
+ * that writes it down as well. What is done when it ends early
  * stays done, and another may run beside it: each call is failed once.
  *
  * A rise: at least 20 calls, and more than three times the usual, which is what others failed in the day before comes to
@@ -46,7 +40,7 @@ const DAY_SECONDS = 24 * 3600;
  * @param onProgress called after each batch, with the unfinished calls looked at so far and all of them
  */
 export async function cleanUp(
-  { pool, queues, policy }: { pool: Pool; queues: Queues; policy: StalePolicy },
+  { pool, policy }: { pool: Pool; policy: StalePolicy },
   {
     cleanup = randomUUID(),
     requestedBy,
@@ -64,22 +58,18 @@ export async function cleanUp(
   },
 ): Promise<{ done: CleanUp; complete: boolean; usual: number; rise: boolean }> {
   const { limits, everySeconds } = policy;
-  const marked = new Set<Hour>();
   const total = await countUnfinished(pool, limits, now);
   let after: Place | null | undefined;
   for (let looked = 0; after !== null && !signal.aborted; ) {
     const batch = await pool.$transaction(async (db) => {
-      await holdRanges(db);
       const failed = await failBatch(db, limits, { after, size, now });
       if (failed.calls > 0) await recordBatch(db, failed, { cleanup, requestedBy }, now);
       return failed;
     });
-    for (const hour of batch.marked) if (marked.size < MAX_MARKED) marked.add(hour);
     looked += size;
     after = batch.next;
     await onProgress(after ? Math.min(looked, total) : total, total);
   }
-  await enqueueMarks(queues, [...marked]);
   const done = await accountOf(pool, cleanup);
   const usual = ((await failedInADay(pool, cleanup, now)) * everySeconds) / DAY_SECONDS;
   return {

@@ -85,6 +85,7 @@ export interface Queues {
   readonly hours: Queue;
   readonly users: Queue;
   readonly marks: Queue;
+  readonly lateTicks: Queue;
   readonly staleTicks: Queue;
   readonly stale: Queue;
   readonly modelTicks: Queue;
@@ -106,6 +107,7 @@ export function openQueues(connection: Redis, prefix: string): Queues {
     hours: open(rollUpHour.queue),
     users: open(rollUpUsers.queue),
     marks: open(rollUpMarks.queue),
+    lateTicks: open('late-tick'),
     staleTicks: open('stale-tick'),
     stale: open(failStaleCalls.queue),
     modelTicks: open('models-tick'),

@@ -57,3 +57,8 @@ export type Figure = (typeof figures)[number];
 export function columns(alias?: string): Sql.Sql {
   return Sql.raw(figures.map((figure) => `${alias ? `${alias}.` : ''}"${figure}"`).join(', '));
 }
+
+/** A row's figures as one value, for instance `jsonb_build_object('totalUsage', s."totalUsage", …)`. */
+export function asJson(alias: string): Sql.Sql {
+  return Sql.raw(`jsonb_build_object(${figures.map((figure) => `'${figure}', ${alias}."${figure}"`).join(', ')})`);
+}

@@ -100,7 +100,8 @@ export async function spanOfStaged(transaction: ImportTransaction): Promise<Span
 }
 
 /**
- * Insert the staged calls whose ids are new; returns how many those were.
+ * Insert the staged calls whose ids are new; returns how many those were. It leaves its own marks, one for each user and
+ * ended hour, where the trigger would leave one for each call.
  *
  * Where ids are `hash`es of the rows, equal rows are told apart by counting them. They are sorted by time first, so that an
  * hour's calls lie together in the table. Where ids are the file's `own`, the first line of an id is the one that counts.
@@ -112,15 +113,26 @@ export async function insertStaged(
 ): Promise<number> {
   const id = { hash: `id || '-' || row_number() OVER (PARTITION BY "callTime", id)`, own: 'id' }[ids];
   signal?.throwIfAborted();
-  const inserted = await client.query(
-    `INSERT INTO "ModelCall" (id, "totalUsage", metadata, ${names.join(', ')})
-     SELECT ${id}, coalesce("inputTokens", 0) + coalesce("outputTokens", 0), $1::jsonb, ${names.join(', ')}
-       FROM staged
-      ${ids === 'own' ? 'ORDER BY line' : ''}
-     ON CONFLICT (id) DO NOTHING`,
+  await client.query(`SELECT set_config('hourhand.marks_itself', 'yes', true)`);
+  const { rows } = await client.query<{ calls: string }>(
+    `WITH inserted AS (
+       INSERT INTO "ModelCall" (id, "totalUsage", metadata, ${names.join(', ')})
+       SELECT ${id}, coalesce("inputTokens", 0) + coalesce("outputTokens", 0), $1::jsonb, ${names.join(', ')}
+         FROM staged
+        ${ids === 'own' ? 'ORDER BY line' : ''}
+       ON CONFLICT (id) DO NOTHING
+       RETURNING date_trunc('hour', "callTime", 'UTC') AS hour, "userDid"
+     ), marked AS (
+       INSERT INTO "StatMark" (hour, "userDid", reason)
+       SELECT hour, "userDid", 'late' FROM inserted i
+        WHERE hour < date_trunc('hour', clock_timestamp(), 'UTC')
+          AND NOT EXISTS (SELECT FROM "StatHour" l WHERE l.hour = i.hour AND l."sealedAt" IS NOT NULL)
+        GROUP BY hour, "userDid"
+     )
+     SELECT count(*) AS calls FROM inserted`,
     [metadata],
   );
-  return inserted.rowCount ?? 0;
+  return Number(rows[0]?.calls);
 }
 
 export interface Conflict {

@@ -4,6 +4,7 @@ import { endOf, type Hour, hourOf, startOf } from '../time/hour.ts';
 import type { Range } from '../time/range.ts';
 import { type Db, instant, type Now, type Pool, Sql } from './db.ts';
 import { BUCKETS, type Scope } from './scope.ts';
+import { lookable, nextFence, seam } from './seam.ts';
 import { presentUsers, storeZeroRows } from './stats.ts';
 
 export type Reason = 'tick' | 'backfill' | 'late' | 'repair';
@@ -15,20 +16,23 @@ export interface OwedHour {
 }
 
 /**
- * The hours that are owed: ended by Postgres' clock, covered, not closed, and not in back-off. Holes in the middle too.
- * The newest ended hour first, then the oldest.
+ * The hours that are owed: ended by Postgres' clock, covered or asked for, not closed, and not in back-off. Holes in the
+ * middle too. The newest ended hour first, then the oldest.
  */
 export async function owedHours(db: Db, limit: number, now?: Now): Promise<OwedHour[]> {
   const rows = await db.$queryRaw<{ hour: Date; backfilled: boolean }[]>`
     with ended as (
       select date_trunc('hour', ${instant(now)}, 'UTC') as until
-    ), covered as (
+    ), asked as (
       select hour from ended, "StatRange" r,
              generate_series(r.start, least(r."end", until) - interval '1 hour', interval '1 hour') as hour
+      union
+      select hour from ended, "StatHour" where wanted > run and hour < until
     )
     select c.hour, l.reason is not distinct from 'backfill' and c.hour < until - interval '1 hour' as backfilled
-      from ended, covered c left join "StatHour" l using (hour)
-     where l.hour is null or (l.state <> 'closed' and (l."nextAttemptAt" is null or l."nextAttemptAt" <= ${instant(now)}))
+      from ended, asked c left join "StatHour" l using (hour)
+     where (l.hour is null or (l.state <> 'closed' and (l."nextAttemptAt" is null or l."nextAttemptAt" <= ${instant(now)})))
+       and ${lookable(Sql.sql`c.hour`, now)}
      order by c.hour = until - interval '1 hour' desc, c.hour
      limit ${limit}::int`;
   return rows.map((row) => ({ hour: hourOf(row.hour), backfilled: row.backfilled }));
@@ -38,7 +42,8 @@ export async function owedHours(db: Db, limit: number, now?: Now): Promise<OwedH
  * Close, together, those of the owed hours in which there is nothing to roll up: no call, no row, no mark.
  *
  * Their rows are locked by a statement of its own before anything is looked at: a call imported and requested in
- * between would otherwise be answered with an emptiness that was seen before it.
+ * between would otherwise be answered with an emptiness that was seen before it. The fences of all of them are settled in that statement
+ * too: what is looked at afterwards was seen after the older transactions had ended.
  *
  * @returns the hours it closed
  */
@@ -56,12 +61,20 @@ export async function closeEmptyHours(
       select hour, 'open', 'tick' from unnest(${starts}::timestamptz[]) as hour order by hour
       on conflict do nothing`;
     const idle = await db.$queryRaw<{ hour: Date }[]>`
-      select hour from "StatHour" where hour = any(${starts}::timestamptz[]) and state in ('open', 'partial')
-       order by hour for update skip locked`;
+      with seam as materialized (${seam}),
+      idle as materialized (
+        select hour, fence, ${nextFence(Sql.sql`fence`, Sql.sql`hour`, now)} as next from "StatHour", seam
+         where hour = any(${starts}::timestamptz[]) and state in ('open', 'partial')
+         order by hour for update of "StatHour" skip locked
+      ), fenced as (
+        update "StatHour" l set fence = next from idle where l.hour = idle.hour and next is distinct from idle.fence
+      )
+      select hour from idle`;
     const closed = await db.$queryRaw<{ hour: Date }[]>`
       update "StatHour" l
          set state = 'closed', run = greatest(run + 1, wanted), users = 0, calls = 0, attempts = 0, "nextAttemptAt" = null,
-             "startedAt" = ${instant(now)}, "closedAt" = ${instant(now)}, error = null
+             "startedAt" = ${instant(now)}, "closedAt" = ${instant(now)}, error = null, "asOf" = ${instant(now)},
+             revision = ${nextRevision}
        where hour = any(${idle.map((row) => row.hour)}::timestamptz[])
          and not exists (select from "ModelCall" where date_trunc('hour', "callTime" at time zone 'UTC') = l.hour at time zone 'UTC')
          and not exists (select from "ModelCallStat" s where s."timeType" = 'hour' and s."timestamp" = l.hour)
@@ -108,15 +121,17 @@ export async function requestHours(
     partial: Sql.sql`l.state = 'partial'`,
   }[only];
   const rows = await db.$queryRaw<{ hour: Date; wanted: number; backfilled: boolean }[]>`
-    insert into "StatHour" as h (hour, state, wanted, reason, "requestedBy")
-    select hour, 'open', 1, ${reason}::"HourReason", ${requestedBy}::text
+    with seam as materialized (${seam})
+    insert into "StatHour" as h (hour, state, wanted, reason, "requestedBy", fence)
+    select hour, 'open', 1, ${reason}::"HourReason", ${requestedBy}::text, ${nextFence(Sql.sql`null::bigint`, Sql.sql`hour`, now)}
       from generate_series(${start}::timestamptz, ${end}::timestamptz - interval '1 hour', interval '1 hour') as hour
-           left join "StatHour" l using (hour)
+           left join "StatHour" l using (hour), seam
      where ${which} and hour < date_trunc('hour', ${instant(now)}, 'UTC')
      order by hour
     on conflict (hour) do update
        set wanted = h.run + 1, state = case when h.state = 'running' then h.state else 'open' end,
-           reason = excluded.reason, "requestedBy" = excluded."requestedBy", attempts = 0, "nextAttemptAt" = null
+           reason = excluded.reason, "requestedBy" = excluded."requestedBy", attempts = 0, "nextAttemptAt" = null,
+           fence = coalesce(h.fence, excluded.fence)
      where h."sealedAt" is null
     returning hour, wanted, hour < date_trunc('hour', ${instant(now)}, 'UTC') - interval '1 hour' as backfilled`;
   const sealed = await db.$queryRaw<{ hour: Date }[]>`
@@ -163,14 +178,17 @@ export async function allotRun(
 ): Promise<{ run: number; backfilled: boolean } | undefined> {
   return pool.$transaction(async (db) => {
     const start = startOf(hour);
+    const fenceAfter = (fence: Sql.Sql) =>
+      Sql.sql`(select ${nextFence(fence, Sql.sql`${start}::timestamptz`, now)} from (${seam}) as seam)`;
     const [allotted] = await db.$queryRaw<{ run: number; backfilled: boolean }[]>`
-      insert into "StatHour" as h (hour, state, run, reason, "startedAt")
-      select ${start}::timestamptz, 'running', 1, 'tick', ${instant(now)}
+      insert into "StatHour" as h (hour, state, run, reason, "startedAt", fence)
+      select ${start}::timestamptz, 'running', 1, 'tick', ${instant(now)}, ${fenceAfter(Sql.sql`null::bigint`)}
        where ${endOf(hour)}::timestamptz <= ${instant(now)}
          and exists (select from "StatRange" r where r.start <= ${start}::timestamptz
                         and coalesce(r."end", 'infinity') > ${start}::timestamptz)
       on conflict (hour) do update
-         set run = h.run + 1, state = 'running', "startedAt" = ${instant(now)}, "nextAttemptAt" = null
+         set run = h.run + 1, state = 'running', "startedAt" = ${instant(now)}, "nextAttemptAt" = null,
+             fence = ${fenceAfter(Sql.sql`h.fence`)}
        where h."sealedAt" is null and (h.state <> 'closed' or h.wanted > h.run)
          and (${again} or h."nextAttemptAt" is null or h."nextAttemptAt" <= ${instant(now)})
       returning run, reason = 'backfill' and ${endOf(hour)}::timestamptz < date_trunc('hour', ${instant(now)}, 'UTC') as backfilled`;
@@ -284,8 +302,8 @@ export async function closeHour(
     await db.$executeRaw`delete from "StatShard" where hour = ${start}::timestamptz`;
     const outcome = ledger.wanted > run ? 'open' : 'closed';
     const [counted] = await db.$queryRaw<[{ users: number; calls: bigint }]>`
-      update "StatHour" set state = ${outcome}::"HourState", attempts = 0, "nextAttemptAt" = null, error = null,
-             "closedAt" = ${instant(now)}, (users, calls) = (${countOf(hour)})
+      update "StatHour" l set state = ${outcome}::"HourState", attempts = 0, "nextAttemptAt" = null, error = null,
+             "closedAt" = ${instant(now)}, "asOf" = "startedAt", revision = ${nextRevision}, (users, calls) = (${countOf(hour)})
        where hour = ${start}::timestamptz
       returning users, calls`;
     return outcome === 'closed' ? { outcome, already: false, ...counted } : { outcome };
@@ -298,10 +316,15 @@ async function reopen(db: Db, hour: Hour): Promise<void> {
      where hour = ${startOf(hour)}::timestamptz`;
 }
 
-/** Derive a closed hour's `users` and `calls` anew, under its lock, after some of its users were rolled up again. */
-export async function recountHour(db: Db, hour: Hour): Promise<void> {
+/**
+ * Derive a closed hour's `users`, `calls` and revision anew, under its lock, after some of its users were rolled up again.
+ *
+ * @param asOf every call that had been committed by then is in the figures now; null: some could not be stored
+ */
+export async function recountHour(db: Db, hour: Hour, asOf: Date | null): Promise<void> {
   await db.$executeRaw`
-    update "StatHour" set (users, calls) = (${countOf(hour)})
+    update "StatHour" l set (users, calls) = (${countOf(hour)}), revision = ${nextRevision},
+           "asOf" = greatest("asOf", ${asOf}::timestamptz)
      where hour = ${startOf(hour)}::timestamptz and state = 'closed' and "sealedAt" is null`;
 }
 
@@ -328,6 +351,10 @@ async function setPartial(db: Db, hour: Hour, error: string, { backOffMaxSeconds
     returning "nextAttemptAt"`;
   return { error, nextAttemptAt: row?.nextAttemptAt ?? new Date() };
 }
+
+/** 1 with the first close; afterwards one more where a figure has changed since. Derived, so that whoever died before saying so is made up for. */
+const nextRevision = Sql.sql`case when revision = 0 then 1
+  else revision + exists (select from "StatChange" c where c.hour = l.hour and c.revision = l.revision + 1)::int end`;
 
 function countOf(hour: Hour): Sql.Sql {
   return Sql.sql`

@@ -2,8 +2,8 @@
 
 import { type Hour, hourOf, startOf } from '../time/hour.ts';
 import type { Range } from '../time/range.ts';
-import { type Db, instant, type Now } from './db.ts';
-import { bucket, callHour, type Scope, usersIn } from './scope.ts';
+import { type Db, instant, type Now, Sql } from './db.ts';
+import { bucket, callHour } from './scope.ts';
 
 /**
  * Mark one user, in a transaction, in those ended hours of the range in which there is a call of theirs, or a row. Sealed
@@ -32,33 +32,50 @@ export async function markUser(db: Db, userDid: string, { start, end }: Range, n
   return { hours: rows.map((row) => hourOf(row.hour)), seq: rows.at(-1)?.seq ?? 0n };
 }
 
+/**
+ * Whether a mark `m` stands for something that is, or will be, stored: somebody asked for it, its hour is known or covered, or
+ * its user was rolled up alone there. Of all other hours the gateway's late calls are no late data yet. (OFFSET 0 keeps the planner
+ * from reading all rows into a hash table for the few that are asked for.)
+ */
+const useful = Sql.sql`(m.reason <> 'late'
+  or exists (select from "StatHour" l where l.hour = m.hour)
+  or exists (select from "StatRange" r where r.start <= m.hour and coalesce(r."end", 'infinity') > m.hour)
+  or exists (select from "ModelCallStat" s where s."timeType" = 'hour' and s."timestamp" = m.hour and s."userDid" = m."userDid" offset 0)
+  or exists (select from "StatMark" o where o.hour = m.hour and o."userDid" = m."userDid" and o.reason <> 'late' offset 0))`;
+
 /** Ended, unsealed hours with marks, newest first, but for those in back-off. */
 export async function markedHours(db: Db, limit: number, now?: Now): Promise<Hour[]> {
   const rows = await db.$queryRaw<{ hour: Date }[]>`
     select m.hour from "StatMark" m left join "StatHour" l using (hour)
      where m.hour < date_trunc('hour', ${instant(now)}, 'UTC') and l."sealedAt" is null
-       and (l."nextAttemptAt" is null or l."nextAttemptAt" <= ${instant(now)})
+       and (l."nextAttemptAt" is null or l."nextAttemptAt" <= ${instant(now)}) and ${useful}
      group by m.hour order by m.hour desc limit ${limit}::int`;
   return rows.map((row) => hourOf(row.hour));
 }
 
-/** The users marked in an unsealed hour, as scopes of one bucket each, ascending. */
-export async function markedScopes(db: Db, hour: Hour): Promise<(Scope & { users: string[] })[]> {
-  const rows = await db.$queryRaw<{ bucket: number; users: string[] }[]>`
-    select ${bucket} as bucket, array_agg(distinct "userDid" order by "userDid") as users from "StatMark"
-     where hour = ${startOf(hour)}::timestamptz
+/** The users marked in an unsealed hour, as scopes of one bucket each, ascending; and when that was asked. */
+export async function markedScopes(db: Db, hour: Hour) {
+  const rows = await db.$queryRaw<{ bucket: number; users: string[]; asOf: Date }[]>`
+    select ${bucket} as bucket, array_agg(distinct "userDid" order by "userDid") as users, statement_timestamp() as "asOf" from "StatMark" m
+     where hour = ${startOf(hour)}::timestamptz and ${useful}
        and not exists (select from "StatHour" where hour = ${startOf(hour)}::timestamptz and "sealedAt" is not null)
      group by 1 order by 1`;
-  return rows.map((row) => ({ hour, lo: row.bucket, hi: row.bucket, users: row.users }));
+  const scopes = rows.map((row) => ({ hour, lo: row.bucket, hi: row.bucket, users: row.users }));
+  return { scopes, asOf: rows[0]?.asOf ?? null };
 }
 
 /**
- * Take the scope's marks away, under its locks and before its figures are read: whoever left one of these has
- * committed, and the next statement sees what they wrote. Rolled back with the figures.
+ * Sweep away marks that stand for nothing, at most `limit` of them: of hours that nobody rolls up, or that are sealed.
+ *
+ * Nothing that matters is lost where such an hour is covered at this moment: its roll-up begins after the cover is committed, and sees
+ * the calls of all marks that were seen here; of later ones the cover is seen as well.
  */
-export async function takeMarks(db: Db, scope: Scope): Promise<number> {
+export async function sweepMarks(db: Db, limit: number): Promise<number> {
   return db.$executeRaw`
-    delete from "StatMark" where hour = ${startOf(scope.hour)}::timestamptz and ${usersIn(scope)}`;
+    delete from "StatMark" where seq = any(array(
+      select seq from "StatMark" m
+       where not ${useful} or exists (select from "StatHour" l where l.hour = m.hour and l."sealedAt" is not null)
+       limit ${limit}::int))`;
 }
 
 /** How many of the marks up to `seq` are left, for whoever waits for them. */

@@ -25,33 +25,19 @@ export interface Batch {
   readonly calls: number;
   readonly models: StaleCalls[];
   readonly hours: { hour: Hour; calls: number }[];
-  /** The hours that got marks. */
-  readonly marked: Hour[];
   /** Where the next batch begins; `null` after the last. */
   readonly next: Place | null;
 }
 
 /**
- * Keep the covered ranges as they are until the transaction ends. A backfill that covers an hour after a batch has looked
- * would read the batch's calls as they were before, and no mark would tell. To be taken before `failBatch`, by itself.
- */
-export async function holdRanges(db: Db): Promise<void> {
-  await db.$executeRaw`lock table "StatRange" in row exclusive mode`;
-}
-
-/**
- * Fail those of the next `size` unfinished calls that have been processing for longer than their limit, and mark their
- * users' hours, in one statement.
+ * Fail those of the next `size` unfinished calls that have been processing for longer than their limit, in one statement. In
+ * hours that have ended each leaves a mark, as whatever changes a call does.
  *
  * A call that somebody else holds is passed over, and not waited for. One that ended after the statement began is looked
  * at again when its lock is taken, and passed over too: nothing that the gateway says is ever overwritten. Calls within
  * their own, longer limit count towards `size`, so that no batch takes longer than another for them. (The cast in the
  * UPDATE keeps the planner from looking for the batch's ids in the whole index of unfinished calls: it takes that for
  * short, which it is until something breaks.)
- *
- * Marked are hours that may have been rolled up, or may be under way and have read the call before this statement did:
- * those that the ledger knows, or that are covered, or in which this user was rolled up alone. Not what is sealed, nor the
- * running hour; only in its last five minutes, which is what a statement may take, could it be read before this commits.
  */
 export async function failBatch(
   db: Db,
@@ -75,18 +61,9 @@ export async function failBatch(
          set status = 'failed', "errorReason" = 'Timeout: Processing exceeded ' || ${minutes} || ' minutes',
              duration = extract(epoch from ${instant(now)} - "callTime"), "updatedAt" = ${instant(now)}
        where id = any(array(select id from stale)) and status::text = 'processing'
-      returning "providerId", model, type, ${minutes} as minutes, "userDid", date_trunc('hour', "callTime", 'UTC') as hour
-    ), hours as materialized (
-      select hour, f.calls, l."sealedAt" is null and hour + interval '1 hour' <= ${instant(now)} + interval '5 minutes' as open,
-             l.state is not null or exists (select from "StatRange" r
-                                             where r.start <= hour and coalesce(r."end", 'infinity') > hour) as known
-        from (select hour, count(*) as calls from failed group by hour) as f left join "StatHour" l using (hour)
-    ), marked as (
-      insert into "StatMark" (hour, "userDid", reason)
-      select distinct hour, f."userDid", 'late'::"HourReason" from failed f join hours using (hour)
-       where open and (known or (select true from "ModelCallStat" s
-                                  where s."timeType" = 'hour' and s."timestamp" = hour and s."userDid" = f."userDid" limit 1))
-      returning hour
+      returning "providerId", model, type, ${minutes} as minutes, date_trunc('hour', "callTime", 'UTC') as hour
+    ), hours as (
+      select hour, count(*) as calls from failed group by hour
     ), models as (
       select "providerId" as provider, model, type, minutes as "limitMinutes", count(*) as calls
         from failed group by 1, 2, 3, 4 order by calls desc, 1, 2, 3
@@ -94,7 +71,6 @@ export async function failBatch(
     select (select count(*)::int from failed) as calls,
            (select coalesce(jsonb_agg(models), '[]') from models) as models,
            (select coalesce(jsonb_agg(jsonb_build_object('hour', ${spelled}, 'calls', calls) order by hour), '[]') from hours) as hours,
-           array(select ${spelled} from marked group by hour order by hour) as marked,
            (select jsonb_build_object('callTime', "callTime"::text, 'id', id) from last) as next`;
   return row;
 }

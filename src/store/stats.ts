@@ -3,8 +3,9 @@
 import { type Hour, startOf } from '../time/hour.ts';
 import type { Range } from '../time/range.ts';
 import { type Db, Sql } from './db.ts';
-import { columns, figures, figuresOf } from './figures.ts';
+import { asJson, columns, figures, figuresOf } from './figures.ts';
 import { callHour, plainHour, type Scope, usersIn } from './scope.ts';
+import { standingsOf } from './standing.ts';
 
 export interface RolledUp {
   /** The run that the ledger named when the figures were computed; 0 where it does not know the hour. */
@@ -16,19 +17,27 @@ export interface RolledUp {
 }
 
 /**
- * Derive the scope's rows from the calls, in one statement: read the ledger's current run, add up, remove the rows of
- * users without calls, write what differs, and mark done the current run's shards that lie within the scope.
+ * Derive the scope's rows from the calls, in one statement: read the ledger's current run, take the marks away, add up,
+ * remove the rows of users without calls, write what differs, and mark done the current run's shards that lie within the
+ * scope. Where the hour had been published before, each change is written down, with what it was and why.
  *
  * Derived, never added to: running it twice leaves what running it once left. Rows that are right already are not
- * touched. To be called under `lockScope`, in the same transaction. All of it is one statement because run, figures and
- * shards must come from one snapshot: a shard marked done by a later statement may be that of a run which began after
- * these figures were read.
+ * touched. To be called under `lockScope`, in the same transaction. All of it is one statement because run, marks, figures
+ * and shards must come from one snapshot: a shard marked done by a later statement may be that of a run which began after
+ * these figures were read; and of a mark that is seen, the call that left it is seen as well.
  */
 export async function rollUp(db: Db, scope: Scope): Promise<RolledUp> {
   const { hour, lo, hi, users } = scope;
+  // As it was before the statement that reads it.
+  const stored = Sql.sql`select * from "ModelCallStat" where "timeType" = 'hour' and "timestamp" = ${startOf(hour)}::timestamptz and ${usersIn(scope)}`;
   const [row] = await db.$queryRaw<[RolledUp]>`
     with ledger as (
-      select coalesce((select run from "StatHour" where hour = ${startOf(hour)}::timestamptz), 0) as run
+      select coalesce(l.run, 0) as run, coalesce(l.revision, 0) as revision,
+             case when l.reason = 'tick' then 'late' else l.reason end as reason
+        from (values (1)) as one left join "StatHour" l on l.hour = ${startOf(hour)}::timestamptz
+    ), taken as (
+      delete from "StatMark" where hour = ${startOf(hour)}::timestamptz and ${usersIn(scope)}
+      returning "userDid", reason
     ), fresh as materialized (
       ${figuresOf(Sql.sql`"userDid"`, Sql.sql`"ModelCall" where ${callHour} = ${plainHour(hour)} and ${usersIn(scope)}`)}
        order by "userDid"
@@ -36,15 +45,24 @@ export async function rollUp(db: Db, scope: Scope): Promise<RolledUp> {
       delete from "ModelCallStat" s
        where s."timeType" = 'hour' and s."timestamp" = ${startOf(hour)}::timestamptz and ${usersIn(scope)}
          and not exists (select from fresh f where f."userDid" = s."userDid")
-      returning 1
+      returning s."userDid"
     ), written as (
-      insert into "ModelCallStat" as s ("timeType", "timestamp", "userDid", ${columns()}, run, "computedAt")
-      select 'hour', ${startOf(hour)}::timestamptz, f."userDid", ${columns('f')}, ledger.run, statement_timestamp()
+      insert into "ModelCallStat" as s ("timeType", "timestamp", "userDid", ${columns()}, run, revision, "computedAt")
+      select 'hour', ${startOf(hour)}::timestamptz, f."userDid", ${columns('f')}, ledger.run, ledger.revision + 1, statement_timestamp()
         from fresh f, ledger
       on conflict ("timeType", "timestamp", "userDid") do update
-         set (${columns()}, run, "computedAt") = row (${columns('excluded')}, excluded.run, excluded."computedAt")
+         set (${columns()}, run, revision, "computedAt") = row (${columns('excluded')}, excluded.run, excluded.revision, excluded."computedAt")
        where (${columns('s')}) is distinct from (${columns('excluded')})
-      returning 1
+      returning s."userDid"
+    ), changed as (
+      insert into "StatChange" (at, hour, "userDid", revision, reason, before, after)
+      select statement_timestamp(), ${startOf(hour)}::timestamptz, "userDid", ledger.revision + 1, coalesce(why.reason, ledger.reason),
+             case when s."userDid" is not null then ${asJson('s')} end, case when f."userDid" is not null then ${asJson('f')} end
+        from ledger, (select "userDid" from removed union all select "userDid" from written) as c
+             left join (select "userDid", max(reason) as reason from taken group by "userDid") as why using ("userDid")
+             left join fresh f using ("userDid")
+             left join (${stored}) as s using ("userDid")
+       where ledger.revision > 0 and (s."totalCalls" > 0 or f."totalCalls" > 0)
     ), done as (
       update "StatShard" d set state = 'done', error = null
         from ledger
@@ -103,6 +121,12 @@ export interface StatLine {
   successCalls: string;
   totalUsage: string;
   totalCredits: string;
+  /** Of the row: 1, or that of the hour which last changed it. */
+  revision: number;
+  /** Every call that had been committed by then is in the figures; null before the hour's first close. */
+  asOf: string | null;
+  /** Whether the hour's figures are to stay as they are: src/store/standing.ts. */
+  final: boolean;
 }
 
 export interface ReportOptions {
@@ -119,10 +143,13 @@ export async function* statLines(db: Db, range: Range, { by, zerosDays }: Report
   const { start, end } = range;
   const stored = Sql.sql`"ModelCallStat" s where s."timeType" = 'hour' and s."timestamp" >= ${start}::timestamptz
     and s."timestamp" < ${end}::timestamptz and s."totalCalls" > 0`;
-  const hour = Sql.sql`to_char("timestamp" at time zone 'UTC', 'YYYY-MM-DD"T"HH24:MI:SS"Z"')`;
+  const spelled = (instant: string) =>
+    Sql.raw(`to_char(${instant} at time zone 'UTC', 'YYYY-MM-DD"T"HH24:MI:SS"Z"')`);
+  const standing = Sql.sql`${spelled('"asOf"')} as "asOf", final`;
+  const hours = Sql.sql`(${standingsOf(range)}) as h`;
   const idle = Sql.sql`
     union all
-    select w."userDid", h."timestamp", 0, 0, 0, 0.00000000
+    select w."userDid", h."timestamp", 0, 0, 0, 0.00000000, 1
       from (select distinct "userDid", ${callHour} as called from "ModelCall"
              where ${callHour} > (${start}::timestamptz at time zone 'UTC') - ${zerosDays ?? 0}::int * interval '1 day'
                and ${callHour} < ${end}::timestamptz at time zone 'UTC') w,
@@ -135,15 +162,17 @@ export async function* statLines(db: Db, range: Range, { by, zerosDays }: Report
   const query =
     by === 'user'
       ? Sql.sql`
-        select "userDid", ${hour} as hour, "totalCalls"::text, "successCalls"::text, "totalUsage"::text, "totalCredits"::text
-          from (select "userDid", "timestamp", "totalCalls", "successCalls", "totalUsage", "totalCredits" from ${stored}
-                ${zerosDays ? idle : Sql.empty}) as line
+        select "userDid", ${spelled('"timestamp"')} as hour, "totalCalls"::text, "successCalls"::text, "totalUsage"::text, "totalCredits"::text,
+               line.revision, ${standing}
+          from (select "userDid", "timestamp", "totalCalls", "successCalls", "totalUsage", "totalCredits", revision from ${stored}
+                ${zerosDays ? idle : Sql.empty}) as line join ${hours} on h.hour = "timestamp"
          order by "userDid" collate "C", "timestamp"`
       : Sql.sql`
-        select "userDid", ${hour} as hour, t.key as type, t.value ->> 'totalCalls' as "totalCalls",
+        select "userDid", ${spelled('"timestamp"')} as hour, t.key as type, t.value ->> 'totalCalls' as "totalCalls",
                t.value ->> 'successCalls' as "successCalls", t.value ->> 'totalUsage' as "totalUsage",
-               t.value ->> 'totalCredits' as "totalCredits"
-          from (select s."userDid", s."timestamp", s."byType" from ${stored}) as row, jsonb_each(row."byType") t
+               t.value ->> 'totalCredits' as "totalCredits", row.revision, ${standing}
+          from (select s."userDid", s."timestamp", s."byType", s.revision from ${stored}) as row join ${hours} on h.hour = "timestamp",
+               jsonb_each(row."byType") t
          order by "userDid" collate "C", "timestamp", t.key collate "C"`;
   yield* batches<StatLine>(db, query);
 }
