@@ -107,6 +107,19 @@ withRange(
   );
 });
 
+withRange(
+  program.command('changes').description('what changed in hours that had closed before, by how much, and why'),
+)
+  .addOption(new Option('--format <format>', 'how it is written').choices(['json', 'table']).default('table'))
+  .action(({ from, to, format }) => {
+    const range = rangeOf(from, to);
+    return run((config) =>
+      withConnections(config, { patient: true }, async (c) =>
+        (await import('./commands/changes.ts')).changes(c, range, format),
+      ),
+    );
+  });
+
 const models = program.command('models').description('which models are known, and which of them answer');
 models
   .command('import')

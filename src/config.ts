@@ -136,6 +136,17 @@ export const environment = {
     '15',
     'How often users with late data are rolled up again; 0 removes the scheduler, and leaves it to the look of every 30 seconds.',
   ],
+  AUDIT_MODEL_CALL_STATS_CRON_TIME: [
+    pattern,
+    '0 30 * * * *',
+    'When a share of the closed hours is recounted from the calls. UTC; `off` removes the scheduler.',
+  ],
+  AUDIT_WITHIN_DAYS: [whole(1, 366), '7', 'Days within which the audits see every closed hour once.'],
+  CHANGE_HISTORY_DAYS: [
+    whole(1, 36_600),
+    '400',
+    'Days for which it is kept what changed in an hour after it had closed, and why.',
+  ],
   STALE_MODEL_CALL_TIMEOUT_MINUTES: [
     whole(1, MAX_MINUTES),
     '30',

@@ -3,6 +3,7 @@
 import type { Redis } from 'ioredis';
 import { type Config, migrations } from './config.ts';
 import type { Logger } from './logger.ts';
+import type { AuditPolicy } from './processors/audit-hours.ts';
 import type { CheckPolicy } from './processors/check-models.ts';
 import type { ProbePolicy } from './processors/probe-model.ts';
 import type { HoursPolicy } from './producers/hours.ts';
@@ -12,7 +13,7 @@ import { openQueues, producerConnection, type Queues, untilReady } from './queue
 import { connect, type Pool, reasonOf } from './store/db.ts';
 import type { CutPolicy } from './store/ledger.ts';
 import { pendingMigrations } from './store/migrate.ts';
-import { intervalOf } from './time/pattern.ts';
+import { intervalOf, type Pattern } from './time/pattern.ts';
 
 /** What a worker, the dashboard and the commands work with; opened first, closed last. */
 export interface Connections {
@@ -24,6 +25,7 @@ export interface Connections {
   readonly policy: HoursPolicy & CutPolicy;
   readonly modelPolicy: CheckPolicy & ProbePolicy;
   readonly stalePolicy: StalePolicy;
+  readonly auditPolicy: AuditPolicy;
   close(): Promise<void>;
 }
 
@@ -77,13 +79,21 @@ export async function openConnections(config: Config, log: Logger, { patient = f
     announce: config.MODEL_WEBHOOK_URL !== '',
     interval: () => checkInterval(pool, config.CHECK_MODEL_STATUS_CRON_TIME),
   };
-  const every = config.CLEANUP_STALE_MODEL_CALLS_CRON_TIME;
   const stalePolicy = {
     limits: { minutes: config.STALE_MODEL_CALL_TIMEOUT_MINUTES, others: config.STALE_MODEL_CALL_TIMEOUTS },
-    everySeconds: every === 'off' ? DAY_SECONDS : intervalOf(every, new Date()),
+    everySeconds: secondsBetween(config.CLEANUP_STALE_MODEL_CALLS_CRON_TIME),
+  };
+  const auditPolicy = {
+    audits: (config.AUDIT_WITHIN_DAYS * DAY_SECONDS) / secondsBetween(config.AUDIT_MODEL_CALL_STATS_CRON_TIME),
+    historyDays: config.CHANGE_HISTORY_DAYS,
   };
   const queues = openQueues(redis, config.REDIS_PREFIX);
-  return { config, log, pool, redis, queues, policy, modelPolicy, stalePolicy, close };
+  return { config, log, pool, redis, queues, policy, modelPolicy, stalePolicy, auditPolicy, close };
+}
+
+/** From one firing to the next; of a scheduler that is off, whose work is asked for by hand, a day. */
+function secondsBetween(pattern: Pattern): number {
+  return pattern === 'off' ? DAY_SECONDS : intervalOf(pattern, new Date());
 }
 
 /** Hand a server's errors to the log, the same one at most every ten seconds: a server that is down says it often. */

@@ -4,6 +4,8 @@ import { setTimeout as sleep } from 'node:timers/promises';
 import { type Config, version } from './config.ts';
 import { type Connections, quiet } from './connections.ts';
 import { announceTransitionProcessor, type WebhookTarget } from './processors/announce-transition.ts';
+import { askForProcessor } from './processors/ask-for.ts';
+import { auditHoursProcessor } from './processors/audit-hours.ts';
 import { checkModelsProcessor } from './processors/check-models.ts';
 import { failStaleCallsProcessor } from './processors/fail-stale-calls.ts';
 import { probeModelProcessor } from './processors/probe-model.ts';
@@ -12,11 +14,11 @@ import { rollUpMarksProcessor } from './processors/roll-up-marks.ts';
 import { rollUpUsersProcessor } from './processors/roll-up-users.ts';
 import { tickLateProcessor } from './processors/tick-late.ts';
 import { tickModelsProcessor } from './processors/tick-models.ts';
-import { tickStaleProcessor } from './processors/tick-stale.ts';
 import { tickStatsProcessor } from './processors/tick-stats.ts';
 import { enqueueOwed } from './producers/hours.ts';
 import { ensureScheduler, wishes } from './producers/schedules.ts';
 import { MINUTE_MS, queueWorkers } from './queue-worker.ts';
+import { auditHours } from './queues/audit.ts';
 import { announceTransition, checkModels, probeModel } from './queues/models.ts';
 import { maxmemoryPolicy, workerConnection } from './queues/redis.ts';
 import { failStaleCalls } from './queues/stale.ts';
@@ -38,7 +40,7 @@ export async function startWorker(
   connections: Connections,
   env: NodeJS.ProcessEnv = process.env,
 ): Promise<{ stop(): Promise<void> }> {
-  const { config, log, pool, redis, queues, policy, stalePolicy } = connections;
+  const { config, log, pool, redis, queues, policy, stalePolicy, auditPolicy } = connections;
   const onError = quiet(log);
   const found = await maxmemoryPolicy(redis);
   if (found !== 'noeviction') {
@@ -64,10 +66,12 @@ export async function startWorker(
     work(rollUpUsers.queue, config.WORKER_CONCURRENCY, 15 * MINUTE_MS, rollUpUsersProcessor(deps)),
     work(rollUpMarks.queue, 1, 15 * MINUTE_MS, rollUpMarksProcessor(deps)),
     work(queues.lateTicks.name, 1, MINUTE_MS, tickLateProcessor(deps)),
-    work(queues.staleTicks.name, 1, MINUTE_MS, tickStaleProcessor(deps)),
+    work(queues.staleTicks.name, 1, MINUTE_MS, askForProcessor(queues.stale, failStaleCalls)),
     work(failStaleCalls.queue, 1, 60 * MINUTE_MS, failStaleCallsProcessor({ pool, policy: stalePolicy })),
     work(queues.modelTicks.name, 1, MINUTE_MS, tickModelsProcessor(deps)),
     ...checkWorkers(work, connections, env),
+    work(queues.auditTicks.name, 1, MINUTE_MS, askForProcessor(queues.audits, auditHours)),
+    work(auditHours.queue, 1, 60 * MINUTE_MS, auditHoursProcessor({ pool, queues, policy: auditPolicy })),
     work(announceTransition.queue, 4, MINUTE_MS, announceTransitionProcessor({ pool, webhook: webhookOf(config) })),
   ];
   const stopping = new AbortController();

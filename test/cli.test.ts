@@ -259,14 +259,18 @@ bob,2026-08-20T13:00:00Z,chatCompletion,1,0,0,0.00000000
       watermark: expect.stringMatching(/^\d{4}-\d\d-\d\dT\d\d$/),
       marks: 2,
       hours: [{ hour: '2026-08-21T11', state: 'partial' }],
-      schedulers: ['model.call.stats', 'late.model.calls', 'cleanup.stale.model.calls', 'check.model.status'].map(
-        (id) => ({
-          id,
-          pattern: 'off',
-          state: 'off',
-          next: null,
-        }),
-      ),
+      schedulers: [
+        'model.call.stats',
+        'late.model.calls',
+        'cleanup.stale.model.calls',
+        'check.model.status',
+        'audit.model.call.stats',
+      ].map((id) => ({
+        id,
+        pattern: 'off',
+        state: 'off',
+        next: null,
+      })),
       workers: 1,
     });
     expect(status.owed).toBeGreaterThanOrEqual(1);
@@ -282,6 +286,8 @@ bob,2026-08-20T13:00:00Z,chatCompletion,1,0,0,0.00000000
       'models-check',
       'models-probe',
       'models-webhook',
+      'audit-tick',
+      'audit-hours',
     ]);
   });
 

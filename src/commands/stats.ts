@@ -1,6 +1,5 @@
 // hourhand stats: the stored statistics of a range.
 
-import { once } from 'node:events';
 import Table from 'cli-table3';
 import { stringify } from 'csv-stringify/sync';
 import type { Connections } from '../connections.ts';
@@ -8,6 +7,7 @@ import { standingOf } from '../store/standing.ts';
 import { type StatLine, statLines } from '../store/stats.ts';
 import { type Range, spell } from '../time/range.ts';
 import { say } from './say.ts';
+import { jsonArray, type Writer, writeBatches } from './write.ts';
 
 export interface StatsOptions {
   readonly by: 'user' | 'type';
@@ -40,14 +40,10 @@ export async function stats(
 ): Promise<number> {
   const columns = format === 'csv' ? figures : [...figures, ...standing];
   const shown = columns.filter(([key]) => key !== 'type' || by === 'type');
-  const { head, batch, tail } = writers[format](shown);
   const found = await pool.$transaction(
     async (db) => {
-      await write(head);
-      for await (const lines of statLines(db, range, { by, ...(zeros ? { zerosDays: policy.windowDays } : {}) })) {
-        await write(batch(lines));
-      }
-      await write(tail());
+      const lines = statLines(db, range, { by, ...(zeros ? { zerosDays: policy.windowDays } : {}) });
+      await writeBatches(() => writers[format](shown), lines);
       return standingOf(db, range);
     },
     { isolationLevel: 'RepeatableRead' },
@@ -59,33 +55,14 @@ export async function stats(
   return 0;
 }
 
-interface Writer {
-  head: string;
-  batch: (lines: StatLine[]) => string;
-  tail: () => string;
-}
-
-const writers: Record<StatsOptions['format'], (shown: typeof figures) => Writer> = {
+const writers: Record<StatsOptions['format'], (shown: typeof figures) => Writer<StatLine>> = {
   csv: (shown) => ({
     head: stringify([shown.map(([, name]) => name)]),
     batch: (lines) => stringify(lines.map((line) => shown.map(([key]) => line[key]))),
     tail: () => '',
   }),
   // Whole numbers and credits stay the strings that they are: a reader's floats must not round a bill.
-  json: (shown) => {
-    let some = false;
-    const object = (line: StatLine) =>
-      JSON.stringify(Object.fromEntries(shown.map(([key, name]) => [name, line[key]])));
-    return {
-      head: '[',
-      batch: (lines) => {
-        const text = `${some ? ',' : ''}\n${lines.map(object).join(',\n')}`;
-        some = true;
-        return text;
-      },
-      tail: () => '\n]\n',
-    };
-  },
+  json: (shown) => jsonArray((line) => Object.fromEntries(shown.map(([key, name]) => [name, line[key]]))),
   table: (shown) => ({
     head: '',
     batch: (lines) => {
@@ -100,7 +77,3 @@ const writers: Record<StatsOptions['format'], (shown: typeof figures) => Writer>
     tail: () => '',
   }),
 };
-
-async function write(text: string): Promise<void> {
-  if (text !== '' && !process.stdout.write(text)) await once(process.stdout, 'drain');
-}

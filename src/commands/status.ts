@@ -3,12 +3,18 @@
 import Table from 'cli-table3';
 import type { Connections } from '../connections.ts';
 import { inspectScheduler, wishes } from '../producers/schedules.ts';
+import { auditStatus } from '../store/audit.ts';
 import { ledgerStatus } from '../store/progress.ts';
+import { olderTransactions } from '../store/seam.ts';
+import { waitingHours } from '../store/standing.ts';
 import { hourOf } from '../time/hour.ts';
 
 /** The ledger, the schedulers and the queues at one look; what `--json` prints. */
 export async function gatherStatus({ pool, queues, config }: Connections) {
   const ledger = await ledgerStatus(pool, 20);
+  const waiting = await waitingHours(pool, 20);
+  const older = waiting.length > 0 ? await olderTransactions(pool) : [];
+  const audit = await auditStatus(pool, 20);
   const schedulers = await Promise.all(wishes(queues, config).map((wish) => inspectScheduler(pool, wish)));
   const counts = await Promise.all(
     Object.values(queues).map(async (queue) => ({
@@ -32,6 +38,8 @@ export async function gatherStatus({ pool, queues, config }: Connections) {
     oldestOwed: ledger.oldestOwed && hourOf(ledger.oldestOwed),
     marks: ledger.marks,
     hours: ledger.unsettled,
+    provisional: { hours: waiting, olderTransactions: older },
+    audit,
     schedulers,
     queues: counts,
     workers,
@@ -54,6 +62,19 @@ function inWords(found: Awaited<ReturnType<typeof gatherStatus>>): string {
     const next = nextAttemptAt ? `, again at ${nextAttemptAt.toISOString()}` : '';
     lines.push(`${state.padEnd(11)} ${hour} run ${run}${error ? `: ${error}` : ''}${next}`);
   }
+  for (const hour of found.provisional.hours) lines.push(`provisional ${hour} waits for older transactions`);
+  for (const { pid, role, application, state, since } of found.provisional.olderTransactions) {
+    const who = [pid && `pid ${pid}`, role, application].filter(Boolean).join(', ');
+    lines.push(
+      `older       transaction of ${who}: ${state ?? 'its state is hidden from this role'}, since ${since?.toISOString() ?? '?'}`,
+    );
+  }
+  for (const { hour, at, found: what, repaired } of found.audit.findings) {
+    lines.push(`audit       ${hour} at ${at.toISOString()}: ${what}${repaired ? '; repaired since' : ''}`);
+  }
+  lines.push(
+    `audited     ${found.audit.since ? `every closed hour since ${found.audit.since.toISOString()}` : 'not every closed hour yet'}`,
+  );
   for (const { id, pattern, next, state } of found.schedulers) {
     lines.push(
       `scheduler   ${id} ${state}, "${pattern ?? 'not set yet'}"${next ? `, next ${next.toISOString()}` : ''}`,

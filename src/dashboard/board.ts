@@ -18,6 +18,8 @@ const DESCRIPTIONS: Record<keyof Queues, string> = {
   modelTicks: 'When to look at the models.',
   checks: 'One look at the models: those that real calls speak for are judged by them, the others are probed.',
   probes: 'The children of a check: one question to one model, within the budget.',
+  auditTicks: 'When to recount a share of the closed hours.',
+  audits: 'Recounts closed hours from the calls; one that differs is said, and rolled up again.',
   announcements: 'Transitions on their way to the webhook. A retry sends it again, under the same id.',
 };
 

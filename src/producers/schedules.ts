@@ -20,6 +20,7 @@ export interface Patterns {
   readonly LATE_DATA_SECONDS: Pattern;
   readonly CLEANUP_STALE_MODEL_CALLS_CRON_TIME: Pattern;
   readonly CHECK_MODEL_STATUS_CRON_TIME: Pattern;
+  readonly AUDIT_MODEL_CALL_STATS_CRON_TIME: Pattern;
 }
 
 /** Every scheduler that hourhand has: its id, its variable, and its queue, which holds nothing but its ticks. */
@@ -28,6 +29,7 @@ const SCHEDULERS = [
   ['late.model.calls', 'LATE_DATA_SECONDS', 'lateTicks'],
   ['cleanup.stale.model.calls', 'CLEANUP_STALE_MODEL_CALLS_CRON_TIME', 'staleTicks'],
   ['check.model.status', 'CHECK_MODEL_STATUS_CRON_TIME', 'modelTicks'],
+  ['audit.model.call.stats', 'AUDIT_MODEL_CALL_STATS_CRON_TIME', 'auditTicks'],
 ] as const;
 
 /** Every scheduler, with this process' patterns. */

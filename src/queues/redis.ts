@@ -2,6 +2,7 @@
 
 import { Queue } from 'bullmq';
 import { Redis, type RedisOptions } from 'ioredis';
+import { auditHours } from './audit.ts';
 import { announceTransition, checkModels, probeModel } from './models.ts';
 import { failStaleCalls } from './stale.ts';
 import { rollUpHour, rollUpMarks, rollUpUsers } from './stats.ts';
@@ -92,6 +93,8 @@ export interface Queues {
   readonly checks: Queue;
   readonly probes: Queue;
   readonly announcements: Queue;
+  readonly auditTicks: Queue;
+  readonly audits: Queue;
 }
 
 /** Every queue, on one connection that the caller keeps and closes. Parents and children never share one. */
@@ -114,5 +117,7 @@ export function openQueues(connection: Redis, prefix: string): Queues {
     checks: open(checkModels.queue),
     probes: open(probeModel.queue),
     announcements: open(announceTransition.queue),
+    auditTicks: open('audit-tick'),
+    audits: open(auditHours.queue),
   };
 }

@@ -222,7 +222,7 @@ export async function* differences(db: Db, { start, end }: Range): AsyncGenerato
 }
 
 /** Read a query through a cursor: one snapshot, and never more than one batch in memory. Needs a transaction. */
-async function* batches<Row>(db: Db, query: Sql.Sql): AsyncGenerator<Row[]> {
+export async function* batches<Row>(db: Db, query: Sql.Sql): AsyncGenerator<Row[]> {
   await db.$executeRaw`declare batches no scroll cursor for ${query}`;
   for (;;) {
     const rows = await db.$queryRaw<Row[]>`fetch 2000 from batches`;

@@ -48,6 +48,7 @@ export async function startHourhand(env: Record<string, string> = {}, options: {
     LATE_DATA_SECONDS: '0',
     CLEANUP_STALE_MODEL_CALLS_CRON_TIME: 'off',
     CHECK_MODEL_STATUS_CRON_TIME: 'off',
+    AUDIT_MODEL_CALL_STATS_CRON_TIME: 'off',
     ...env,
     DATABASE_URL: database.url,
     REDIS_URL: serverUrl('TEST_REDIS_URL'),
