@@ -4,7 +4,7 @@ import pg from 'pg';
 import { describe, expect, test } from 'vitest';
 import { backfillUser } from '../src/producers/hours.ts';
 import { Sql } from '../src/store/db.ts';
-import { allotRun, owedHours } from '../src/store/ledger.ts';
+import { allotRun, owedHours, requestHours } from '../src/store/ledger.ts';
 import { olderTransactions } from '../src/store/seam.ts';
 import { standingOf } from '../src/store/standing.ts';
 import { endOf, startOf } from '../src/time/hour.ts';
@@ -321,9 +321,9 @@ describe('at the seam', () => {
 
   test('an hour that seemed empty is not done with while a transaction from before its end is open', async () => {
     await using hourhand = await startHourhand();
+    await hourhand.cover(hour, hour);
     await using writer = await openWriter(hourhand);
     await writer.beforeTheEnd({ user: 'ada', at });
-    await hourhand.cover(hour, hour);
     expect((await hourhand.tick()).closedEmpty).toEqual([hour]);
     expect(await standing(hourhand)).toMatchObject({ final: 0 });
     await writer.query('commit');
@@ -333,6 +333,21 @@ describe('at the seam', () => {
       (seen) => seen.final === 1,
     );
     await untilCalls(hourhand, 'ada', '1');
+  });
+
+  test('a transaction is waited for also where its id is the newest of all that were given', async () => {
+    await using hourhand = await startHourhand();
+    await hourhand.cover(hour, hour);
+    await using writer = await openWriter(hourhand);
+    await writer.beforeTheEnd({ user: 'ada', at });
+    const fence = async () => (await hourhand.pool.statHour.findFirst())?.fence;
+    await allotRun(hourhand.pool, hour, { maxUserJobs: 64 });
+    expect(await fence()).toBeGreaterThan(0n);
+    await hourhand.pool.statHour.deleteMany();
+    await hourhand.pool.$transaction((db) =>
+      requestHours(db, range, { only: 'all', reason: 'backfill', requestedBy: 'test' }),
+    );
+    expect(await fence()).toBeGreaterThan(0n);
   });
 
   test('an hour that runs while such a transaction ends runs once more', async () => {

@@ -32,6 +32,8 @@ export async function markUser(db: Db, userDid: string, { start, end }: Range, n
   return { hours: rows.map((row) => hourOf(row.hour)), seq: rows.at(-1)?.seq ?? 0n };
 }
 
+const covered = Sql.sql`exists (select from "StatRange" r where r.start <= m.hour and coalesce(r."end", 'infinity') > m.hour)`;
+
 /**
  * Whether a mark `m` stands for something that is, or will be, stored: somebody asked for it, its hour is known or covered, or
  * its user was rolled up alone there. Of all other hours the gateway's late calls are no late data yet. (OFFSET 0 keeps the planner
@@ -39,16 +41,20 @@ export async function markUser(db: Db, userDid: string, { start, end }: Range, n
  */
 const useful = Sql.sql`(m.reason <> 'late'
   or exists (select from "StatHour" l where l.hour = m.hour)
-  or exists (select from "StatRange" r where r.start <= m.hour and coalesce(r."end", 'infinity') > m.hour)
+  or ${covered}
   or exists (select from "ModelCallStat" s where s."timeType" = 'hour' and s."timestamp" = m.hour and s."userDid" = m."userDid" offset 0)
   or exists (select from "StatMark" o where o.hour = m.hour and o."userDid" = m."userDid" and o.reason <> 'late' offset 0))`;
 
-/** Ended, unsealed hours with marks, newest first, but for those in back-off. */
+/**
+ * Ended, unsealed hours with marks, newest first, but for those in back-off, and those that are owed: their own run takes the marks
+ * with it.
+ */
 export async function markedHours(db: Db, limit: number, now?: Now): Promise<Hour[]> {
   const rows = await db.$queryRaw<{ hour: Date }[]>`
     select m.hour from "StatMark" m left join "StatHour" l using (hour)
      where m.hour < date_trunc('hour', ${instant(now)}, 'UTC') and l."sealedAt" is null
        and (l."nextAttemptAt" is null or l."nextAttemptAt" <= ${instant(now)}) and ${useful}
+       and (l.state in ('closed', 'partial') or not ${covered})
      group by m.hour order by m.hour desc limit ${limit}::int`;
   return rows.map((row) => hourOf(row.hour));
 }

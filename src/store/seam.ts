@@ -4,23 +4,30 @@ import { type Hour, hourOf, startOf } from '../time/hour.ts';
 import { type Db, instant, type Now, Sql } from './db.ts';
 
 /**
- * A mark is left by whoever writes after the hour's end, by Postgres' clock. Whoever wrote before it left none and may commit
- * much later: it had its transaction id by then, so that id lies below every `pg_snapshot_xmax` taken after the end. The first
- * such one is the hour's fence: once all transactions of this database below it have ended, a run that begins sees all
- * that came without a mark. Why that is airtight: docs/decisions/0007-late-data.md.
+ * A mark is left by whoever writes after the hour's end, by Postgres' clock. Whoever wrote before it left none and may commit much
+ * later; but it had its transaction id by then, so that id lies below every id that is given after the end. The first of these that
+ * we take is the hour's fence: once all transactions of this database below it have ended, a run that begins sees all that
+ * came without a mark. (Not `pg_snapshot_xmax`: of the newest transactions that still run, that one may lie below.) Why it is
+ * airtight: docs/decisions/0007-late-data.md.
  *
  * The first look waits for so many seconds, lest a clock that is set back a little lets somebody write "before the end" after it.
  */
 const CLOCK_STEP_SECONDS = 5;
 
-/** An hour's end, and the seconds by which the clock may be set back. */
+/** Whether an hour's end is past, and the seconds by which the clock may be set back. */
 export const lookable = (hour: Sql.Sql, now: Now) =>
   Sql.sql`${hour} + interval '1 hour' + ${CLOCK_STEP_SECONDS}::int * interval '1 second' <= ${instant(now)}`;
 
-/** Above every id that a snapshot of this moment knows. */
-const ahead = Sql.sql`pg_snapshot_xmax(pg_current_snapshot())::text::bigint`;
+/** An id of 32 bits, as sessions show it, in the 64 bits of the others: both ages count from one id. */
+function whole(xid: Sql.Sql): Sql.Sql {
+  const any = Sql.sql`pg_snapshot_xmax(pg_current_snapshot())::text::bigint`;
+  return Sql.sql`(${any} + age((${any} & 4294967295)::text::xid) - age(${xid}))`;
+}
 
-/** The transactions with an id, and so perhaps with calls, of other sessions in this database; prepared ones too. Ids as in a snapshot. */
+/**
+ * The transactions of other sessions in this database that have an id, and so perhaps have written calls; prepared ones too. Postgres
+ * remembers sessions from its first look in a transaction: to be asked once in each, and what it allows to be read by a later statement.
+ */
 const running = Sql.sql`
   select ${whole(Sql.sql`backend_xid`)} as xid, pid::text, usename::text as role, application_name as application, xact_start as since, state
     from pg_stat_activity where datname = current_database() and backend_xid is not null and pid <> pg_backend_pid()
@@ -28,28 +35,18 @@ const running = Sql.sql`
   select ${whole(Sql.sql`transaction`)}, null, owner::text, 'prepared as ' || gid, prepared, 'prepared'
     from pg_prepared_xacts where database = current_database()`;
 
-/** A 32-bit id in the 64 bits of the snapshot's. Both ages count from the same id, whichever that is. */
-function whole(xid: Sql.Sql): Sql.Sql {
-  return Sql.sql`(${ahead} + age((${ahead} & 4294967295)::text::xid) - age(${xid}))`;
-}
-
-/**
- * `(ahead, oldest)`: the next fence, and the id below which every transaction of this database has ended. What others run is
- * remembered by Postgres from its first look in a transaction: to be asked once in each, and what it allows
- * to be read by a later statement.
- */
+/** `(own, oldest)`: our own id, which is a fence for every hour that has ended, and the oldest id of the others; null where there is none. */
 export const seam = Sql.sql`
-  select ahead, least(ahead, (select min(xid) from (${running}) as running)) as oldest
-    from (select ${ahead} as ahead) as snapshot`;
+  select pg_current_xact_id()::text::bigint as own, (select min(xid) from (${running}) as running) as oldest`;
 
 /**
- * The fence that an hour's next run begins with, from the one that it has and a row of `seam`. One that lies ahead of all ids is of another
+ * The fence that an hour's next run begins with, from the one that it has and a row of `seam`. One that lies ahead of ours is of another
  * server's life (a restored dump), and is taken anew.
  */
 export function nextFence(fence: Sql.Sql, hour: Sql.Sql, now: Now): Sql.Sql {
+  const known = Sql.sql`case when ${fence} <= own then ${fence} else own end`;
   return Sql.sql`case when ${fence} = 0 then 0 when not (${lookable(hour, now)}) then null
-    when coalesce(${fence} <= ahead, false) then case when ${fence} <= oldest then 0 else ${fence} end
-    when ahead <= oldest then 0 else ahead end`;
+    when oldest < ${known} then ${known} else 0 end`;
 }
 
 /**
@@ -79,7 +76,8 @@ export async function reopenSettled(db: Db, now?: Now): Promise<Hour[]> {
 /** Whether transactions older than the hour's fence are still open; not where none is known yet. */
 export async function waitsForOlder(db: Db, hour: Hour): Promise<boolean> {
   const rows = await db.$queryRaw<object[]>`
-    select 1 from "StatHour", (${seam}) as seam where hour = ${startOf(hour)}::timestamptz and fence > oldest`;
+    select 1 from "StatHour"
+     where hour = ${startOf(hour)}::timestamptz and fence > (select min(xid) from (${running}) as running)`;
   return rows.length > 0;
 }
 

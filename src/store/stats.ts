@@ -146,7 +146,8 @@ export async function* statLines(db: Db, range: Range, { by, zerosDays }: Report
   const spelled = (instant: string) =>
     Sql.raw(`to_char(${instant} at time zone 'UTC', 'YYYY-MM-DD"T"HH24:MI:SS"Z"')`);
   const standing = Sql.sql`${spelled('"asOf"')} as "asOf", final`;
-  const hours = Sql.sql`(${standingsOf(range)}) as h`;
+  // Once an hour, not once a line.
+  const hours = Sql.sql`with h as materialized (${standingsOf(range)})`;
   const idle = Sql.sql`
     union all
     select w."userDid", h."timestamp", 0, 0, 0, 0.00000000, 1
@@ -162,16 +163,18 @@ export async function* statLines(db: Db, range: Range, { by, zerosDays }: Report
   const query =
     by === 'user'
       ? Sql.sql`
+        ${hours}
         select "userDid", ${spelled('"timestamp"')} as hour, "totalCalls"::text, "successCalls"::text, "totalUsage"::text, "totalCredits"::text,
                line.revision, ${standing}
           from (select "userDid", "timestamp", "totalCalls", "successCalls", "totalUsage", "totalCredits", revision from ${stored}
-                ${zerosDays ? idle : Sql.empty}) as line join ${hours} on h.hour = "timestamp"
+                ${zerosDays ? idle : Sql.empty}) as line join h on h.hour = "timestamp"
          order by "userDid" collate "C", "timestamp"`
       : Sql.sql`
+        ${hours}
         select "userDid", ${spelled('"timestamp"')} as hour, t.key as type, t.value ->> 'totalCalls' as "totalCalls",
                t.value ->> 'successCalls' as "successCalls", t.value ->> 'totalUsage' as "totalUsage",
                t.value ->> 'totalCredits' as "totalCredits", row.revision, ${standing}
-          from (select s."userDid", s."timestamp", s."byType", s.revision from ${stored}) as row join ${hours} on h.hour = "timestamp",
+          from (select s."userDid", s."timestamp", s."byType", s.revision from ${stored}) as row join h on h.hour = "timestamp",
                jsonb_each(row."byType") t
          order by "userDid" collate "C", "timestamp", t.key collate "C"`;
   yield* batches<StatLine>(db, query);
