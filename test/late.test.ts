@@ -1,6 +1,5 @@
 // Whatever arrives late is counted: each change of an hour that has ended leaves a mark, and each transaction that was open at its end is waited for.
 
-import pg from 'pg';
 import { describe, expect, test } from 'vitest';
 import { backfillUser } from '../src/producers/hours.ts';
 import { Sql } from '../src/store/db.ts';
@@ -9,6 +8,7 @@ import { olderTransactions } from '../src/store/seam.ts';
 import { standingOf } from '../src/store/standing.ts';
 import { endOf, startOf } from '../src/time/hour.ts';
 import { createDatabase } from './support/database.ts';
+import { openWriter } from './support/gateway.ts';
 import { type Hourhand, h, holdUser, startHourhand, type TestCall, until } from './support/hourhand.ts';
 
 const hour = h('2026-08-20T13');
@@ -352,14 +352,14 @@ describe('at the seam', () => {
 
   test('an hour that runs while such a transaction ends runs once more', async () => {
     await using hourhand = await startHourhand();
-    await hourhand.record({ user: 'ada', at });
+    await hourhand.record({ user: 'ada', at }, { user: 'bob', at });
     await using writer = await openWriter(hourhand);
     await writer.beforeTheEnd({ user: 'ada', at });
     await hourhand.work();
     {
-      await using _ = await holdUser(hourhand, 'ada');
+      await using _ = await holdUser(hourhand, 'bob');
       await hourhand.backfill(hour);
-      await hourhand.reaches(hour, 'running');
+      await untilCalls(hourhand, 'ada', '1');
       await writer.query('commit');
     }
     await hourhand.reaches(hour, 'closed');
@@ -478,31 +478,3 @@ const untilCalls = (hourhand: Hourhand, user: string, calls: string) =>
     () => hourhand.stat(user, hour),
     (stat) => stat?.totalCalls === calls,
   );
-
-/** A gateway with a transaction open, which is rolled back in the end. */
-async function openWriter({ environment }: { environment: { DATABASE_URL: string } }, isolation = 'read committed') {
-  const client = new pg.Client({ connectionString: environment.DATABASE_URL, application_name: 'the gateway' });
-  client.on('error', () => {}); // its database may be dropped under it
-  await client.connect();
-  await client.query(`begin isolation level ${isolation}`);
-  const record = async (...calls: TestCall[]) => {
-    for (const { user, at } of calls) {
-      await client.query(
-        `insert into "ModelCall" (id, "userDid", "providerId", model, type, status, "callTime")
-         values (gen_random_uuid(), $1, 'openai', 'gpt', 'custom', 'success', $2)`,
-        [user, at],
-      );
-    }
-  };
-  return {
-    query: (sql: string) => client.query(sql),
-    record,
-    /** As if the hour were still running when it was written: without a mark. */
-    async beforeTheEnd(...calls: TestCall[]) {
-      await client.query('set local session_replication_role = replica');
-      await record(...calls);
-      await client.query('set local session_replication_role = origin');
-    },
-    [Symbol.asyncDispose]: () => client.end(),
-  };
-}

@@ -1,7 +1,6 @@
 // Calls that hang are failed; what the gateway says of them wins, before and after.
 
 import { once } from 'node:events';
-import pg from 'pg';
 import { describe, expect, test } from 'vitest';
 import { cleanUp } from '../src/producers/stale.ts';
 import { addJobs, jobOf } from '../src/queues/define-job.ts';
@@ -9,6 +8,7 @@ import { failStaleCalls } from '../src/queues/stale.ts';
 import { Sql } from '../src/store/db.ts';
 import { failBatch, recordBatch } from '../src/store/stale.ts';
 import { parseLimits } from '../src/time/limits.ts';
+import { connected } from './support/gateway.ts';
 import { type Hourhand, h, startHourhand, type TestCall, until } from './support/hourhand.ts';
 
 const hour = h('2026-08-20T13');
@@ -451,14 +451,6 @@ async function statuses({ pool }: Hourhand): Promise<Record<string, string>> {
 async function reasons({ pool }: Hourhand): Promise<Record<string, string | null>> {
   const rows = await pool.modelCall.findMany({ select: { id: true, errorReason: true } });
   return Object.fromEntries(rows.map(({ id, errorReason }) => [id, errorReason]));
-}
-
-/** A connection that is not hourhand's: a gateway's. */
-async function connected({ environment }: Hourhand) {
-  const client = new pg.Client({ connectionString: environment.DATABASE_URL });
-  client.on('error', () => {}); // its database may be dropped under it
-  await client.connect();
-  return Object.assign(client, { [Symbol.asyncDispose]: () => client.end() });
 }
 
 /**
