@@ -17,6 +17,7 @@ import { tickModelsProcessor } from './processors/tick-models.ts';
 import { tickStatsProcessor } from './processors/tick-stats.ts';
 import { enqueueOwed } from './producers/hours.ts';
 import { ensureScheduler, wishes } from './producers/schedules.ts';
+import { freeLost } from './producers/watchdog.ts';
 import { MINUTE_MS, queueWorkers } from './queue-worker.ts';
 import { auditHours } from './queues/audit.ts';
 import { announceTransition, checkModels, probeModel } from './queues/models.ts';
@@ -57,6 +58,9 @@ export async function startWorker(
       const ensured = await ensureScheduler(pool, wish, deploy);
       if (ensured !== 'kept') log.info({ scheduler: wish.id, ensured }, 'scheduler ensured');
     }
+    const lost = await freeLost(queues, await enqueueOwed(deps));
+    if (lost.length === 0) return;
+    log.warn({ jobs: lost.length, first: lost[0] }, 'jobs in no list: removed, and what is owed enqueued again');
     await enqueueOwed(deps);
   };
   // At work first: what is waiting need not wait for a look at everything.

@@ -1,0 +1,40 @@
+// Is there work that only seems to be under way?
+
+import type { Queue } from 'bullmq';
+import { checkModels } from '../queues/models.ts';
+import type { Queues } from '../queues/redis.ts';
+import { failStaleCalls } from '../queues/stale.ts';
+import { rollUpHour, rollUpMarks } from '../queues/stats.ts';
+import type { Hour } from '../time/hour.ts';
+
+/**
+ * Remove the jobs that stand for owed or marked hours, or for the looks at calls and models, and that no worker will ever
+ * find: they are in no list of their queue, and hold their deduplication id for ever. Then they can be enqueued again.
+ *
+ * BullMQ moves a job from one list to another inside one script, and tells its state inside another: a job that is being
+ * moved is not taken for lost. One that is still worked on has its lock, and is not removed. Should one be freed wrongly
+ * all the same, its hour has two jobs, which the ledger bears.
+ *
+ * @returns the deduplication ids that were held by them
+ */
+export async function freeLost(
+  queues: Queues,
+  { enqueued, marked }: { enqueued: readonly Hour[]; marked: readonly Hour[] },
+): Promise<string[]> {
+  const hourOf = (hour: Hour) => ({ hour, step: 'allot', run: 0, backfilled: false, again: false }) as const;
+  const freed = await Promise.all([
+    ...enqueued.map((hour) => freeIfLost(queues.hours, rollUpHour.deduplicationId?.(hourOf(hour)))),
+    ...marked.map((hour) => freeIfLost(queues.marks, rollUpMarks.deduplicationId?.({ hour }))),
+    freeIfLost(queues.stale, failStaleCalls.deduplicationId?.({})),
+    freeIfLost(queues.checks, checkModels.deduplicationId?.({ step: 'plan', check: 0 })),
+  ]);
+  return freed.filter((id) => id !== undefined);
+}
+
+/** Commands sent in one go are one round trip: nothing waits for the answer to another id. */
+async function freeIfLost(queue: Queue, id = ''): Promise<string | undefined> {
+  const job = await queue.getDeduplicationJobId(id);
+  if (!job || (await queue.getJobState(job)) !== 'unknown') return undefined;
+  // Its children go on: what they roll up counts for whichever run is current.
+  return (await queue.remove(job, { removeChildren: false })) === 1 ? id : undefined;
+}

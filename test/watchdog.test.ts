@@ -1,0 +1,109 @@
+// What only seems to be under way is found and freed; what really is under way is left alone.
+
+import type { Queue } from 'bullmq';
+import { expect, test } from 'vitest';
+import { enqueueCheck } from '../src/producers/models.ts';
+import { freeLost } from '../src/producers/watchdog.ts';
+import { addJobs, jobOf } from '../src/queues/define-job.ts';
+import { failStaleCalls } from '../src/queues/stale.ts';
+import { rollUpHour, rollUpMarks } from '../src/queues/stats.ts';
+import { type Hourhand, h, startHourhand, until } from './support/hourhand.ts';
+
+const hour = h('2026-08-20T13');
+const at = '2026-08-20T13:10:00Z';
+const both = { enqueued: [hour], marked: [hour] };
+
+test('jobs in no list make way for new ones: of an hour, of marks, of the clean-up, of the check', async () => {
+  await using hourhand = await startHourhand();
+  const { hours, marks, stale, checks } = hourhand.queues;
+  const enqueue = async () => {
+    await addJobs(hours, [jobOf(rollUpHour, { hour, step: 'allot', run: 0, backfilled: false, again: false })]);
+    await addJobs(marks, [jobOf(rollUpMarks, { hour })]);
+    await addJobs(stale, [jobOf(failStaleCalls, {})]);
+    await enqueueCheck(hourhand.queues);
+  };
+  const waiting = () => Promise.all([hours, marks, stale, checks].map((queue) => queue.getWaitingCount()));
+  await enqueue();
+  expect(await waiting()).toEqual([1, 1, 1, 1]);
+  expect(await freeLost(hourhand.queues, both)).toEqual([]);
+
+  for (const queue of [hours, marks, stale, checks]) await hourhand.redis.del(queue.toKey('wait'));
+  await enqueue();
+  expect(await waiting()).toEqual([0, 0, 0, 0]);
+
+  expect(await freeLost(hourhand.queues, both)).toEqual([
+    'hour-1787230800',
+    'marks-1787230800',
+    'stale-calls',
+    'check',
+  ]);
+  await enqueue();
+  expect(await waiting()).toEqual([1, 1, 1, 1]);
+  expect(await freeLost(hourhand.queues, both)).toEqual([]);
+});
+
+test('an hour that waits, waits in a paused queue or behind others, is delayed, or has children at work is not lost', async () => {
+  await using hourhand = await startHourhand();
+  const { hours, users } = hourhand.queues;
+  await hourhand.cover(hour, hour);
+  await hourhand.record({ user: 'ada', at });
+  await hourhand.tick();
+  await expectKept(hourhand, hours, 'waiting');
+  await hours.pause();
+  await expectKept(hourhand, hours, 'waiting');
+  const [job] = await hours.getJobs();
+  await job?.changePriority({ priority: 10 });
+  await expectKept(hourhand, hours, 'prioritized');
+  await job?.remove();
+  await hours.add('later', {}, { delay: 3_600_000, deduplication: { id: 'hour-1787230800' } });
+  await expectKept(hourhand, hours, 'delayed');
+  await (await hours.getJobs())[0]?.remove();
+
+  await hours.resume();
+  await users.pause();
+  await hourhand.work();
+  await hourhand.tick();
+  await expectKept(hourhand, hours, 'waiting-children');
+});
+
+test('a job in no list that is worked on all the same keeps its hour until it loses its lock', async () => {
+  await using hourhand = await startHourhand();
+  const { hours } = hourhand.queues;
+  await hourhand.cover(hour, hour);
+  await hourhand.record({ user: 'ada', at });
+  await hourhand.tick();
+  const [job] = await hours.getJobs();
+  await hourhand.redis.set(hours.toKey(`${job?.id}:lock`), 'somebody');
+  await hourhand.redis.del(hours.toKey('wait'));
+  expect(await freeLost(hourhand.queues, both)).toEqual([]);
+  await hourhand.redis.del(hours.toKey(`${job?.id}:lock`));
+  expect(await freeLost(hourhand.queues, both)).toEqual(['hour-1787230800']);
+});
+
+test('no job is taken for lost while it moves from list to list, however often one looks', async () => {
+  await using hourhand = await startHourhand({ WORKER_CONCURRENCY: '2' });
+  const hours = Array.from({ length: 24 }, (_, i) => h(`2026-08-20T${String(i).padStart(2, '0')}`));
+  await hourhand.record(...hours.map((one) => ({ user: 'ada', at: `${one}:10:00Z` })));
+  await hourhand.work();
+  await hourhand.backfill(h('2026-08-20T00'), h('2026-08-20T23'));
+  const freed: string[] = [];
+  let looks = 0;
+  await until(
+    async () => {
+      freed.push(...(await freeLost(hourhand.queues, { enqueued: hours, marked: [] })));
+      looks += 1;
+      return Promise.all(hours.map(hourhand.state));
+    },
+    (states) => states.every((state) => state === 'closed'),
+  );
+  expect([freed, looks > 10]).toEqual([[], true]);
+});
+
+async function expectKept({ queues }: Hourhand, queue: Queue, state: string): Promise<void> {
+  await until(
+    async () => (await queue.getJobs())[0]?.getState(),
+    (seen) => seen === state,
+  );
+  expect(await freeLost(queues, both)).toEqual([]);
+  expect((await queue.getJobs()).length).toBe(1);
+}
