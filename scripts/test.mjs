@@ -1,6 +1,8 @@
 // npm test: sets up, starts servers for tests alone, and runs vitest with the arguments given.
+import { existsSync, readdirSync } from 'node:fs';
+import path from 'node:path';
 import { runUntilStopped } from './processes.mjs';
-import { localTest, root, startServers } from './servers.mjs';
+import { localTest, root, startServers, stopServers } from './servers.mjs';
 import { checkNode, setUp } from './set-up.mjs';
 import { step } from './steps.mjs';
 import { awaitStopRequest, exitAfter } from './stop-request.mjs';
@@ -32,8 +34,15 @@ async function test() {
     const code = await runUntilStopped(process.execPath, command, { cwd: root, env, stop, patience: 5_000 });
     return stop.exitCode ?? code;
   } finally {
+    await stopOwnServers();
     await servers?.release();
   }
+}
+
+/** Tests that kill servers have some of their own; a test that was itself ended has left them running. */
+async function stopOwnServers() {
+  const own = path.join(localTest, 'own');
+  for (const name of existsSync(own) ? readdirSync(own) : []) await stopServers(path.join(own, name), true);
 }
 
 await exitAfter(test, stop);

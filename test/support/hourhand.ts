@@ -4,7 +4,10 @@ import { type ChildProcess, spawn } from 'node:child_process';
 import { randomBytes, randomUUID } from 'node:crypto';
 import { once } from 'node:events';
 import path from 'node:path';
+import { createInterface } from 'node:readline';
 import { setTimeout as sleep } from 'node:timers/promises';
+import { pathToFileURL } from 'node:url';
+import type { Queue } from 'bullmq';
 import pg from 'pg';
 import { type Config, home, readConfig } from '../../src/config.ts';
 import { type Connections, openConnections } from '../../src/connections.ts';
@@ -36,11 +39,16 @@ export interface Ran {
   stderr: string;
 }
 
+const FAULTS = pathToFileURL(path.join(home, 'test/support/faults.mjs')).href;
+
 export type Hourhand = Awaited<ReturnType<typeof startHourhand>>;
 
-/** Everything is given by the environment, as to a process: `env` adds to it. */
-export async function startHourhand(env: Record<string, string> = {}, options: { locale?: string } = {}) {
-  const database = await createDatabase(options);
+/** Everything is given by the environment, as to a process: `env` adds to it. With servers of a test's own it is alone on them. */
+export async function startHourhand(
+  env: Record<string, string> = {},
+  { databaseUrl, redisUrl, ...options }: { locale?: string; databaseUrl?: string; redisUrl?: string } = {},
+) {
+  const database = databaseUrl ? undefined : await createDatabase(options);
   const prefix = `{test-${randomBytes(6).toString('hex')}}`;
   const environment = {
     LOG_LEVEL: 'silent',
@@ -50,8 +58,8 @@ export async function startHourhand(env: Record<string, string> = {}, options: {
     CHECK_MODEL_STATUS_CRON_TIME: 'off',
     AUDIT_MODEL_CALL_STATS_CRON_TIME: 'off',
     ...env,
-    DATABASE_URL: database.url,
-    REDIS_URL: serverUrl('TEST_REDIS_URL'),
+    DATABASE_URL: databaseUrl ?? database?.url ?? '',
+    REDIS_URL: redisUrl ?? serverUrl('TEST_REDIS_URL'),
     REDIS_PREFIX: prefix,
     PORT: '0',
   };
@@ -116,10 +124,14 @@ export async function startHourhand(env: Record<string, string> = {}, options: {
       ),
 
     /** A real process of the built command line. */
-    spawn(...args: string[]): ChildProcess {
+    spawn: (...args: string[]): ChildProcess => hourhand.broken({}, ...args),
+
+    /** One that goes wrong: FAULT is one of test/support/faults.mjs, CLOCK_MINUTES is how fast its clock is. */
+    broken(how: { FAULT?: string; CLOCK_MINUTES?: string }, ...args: string[]): ChildProcess {
+      const faulty = Object.keys(how).length > 0 ? { ...how, NODE_OPTIONS: `--import=${FAULTS}` } : {};
       const child = spawn(process.execPath, [path.join(home, 'dist', 'cli.js'), ...args], {
         cwd: home,
-        env: { PATH: process.env.PATH, HOME: process.env.HOME, ...environment },
+        env: { PATH: process.env.PATH, HOME: process.env.HOME, ...environment, ...faulty },
         stdio: ['pipe', 'pipe', 'pipe'],
       });
       children.add(child);
@@ -202,7 +214,7 @@ export async function startHourhand(env: Record<string, string> = {}, options: {
         if (cursor === '0') break;
       }
       await connections.close();
-      await database[Symbol.asyncDispose]();
+      await database?.[Symbol.asyncDispose]();
     },
   };
   return hourhand;
@@ -218,6 +230,31 @@ export async function until<T>(look: () => Promise<T>, holds: (seen: T) => boole
     if (waited > ms) throw new Error(`still ${JSON.stringify(seen, (_, v) => (typeof v === 'bigint' ? `${v}` : v))}`);
     await sleep(Math.min(100, 10 + waited / 10)); // what takes long need not be looked at so often
   }
+}
+
+/** How often each job of a queue was begun, by Redis' own record of the queue's events. */
+export async function begun({ redis }: Pick<Hourhand, 'redis'>, queue: Queue): Promise<Record<string, number>> {
+  const times: Record<string, number> = {};
+  for (const [, fields] of await redis.xrange(queue.toKey('events'), '-', '+')) {
+    const job = fields[fields.indexOf('jobId') + 1] ?? '';
+    if (fields[fields.indexOf('event') + 1] === 'active') times[job] = (times[job] ?? 0) + 1;
+  }
+  return times;
+}
+
+/** How a process ended: its exit code, or the signal. */
+export async function ended(child: ChildProcess): Promise<number | string | null> {
+  if (child.exitCode === null && child.signalCode === null) await once(child, 'exit');
+  return child.exitCode ?? child.signalCode;
+}
+
+/** All that a process says, line by line, as it comes. */
+export function linesOf(child: ChildProcess): string[] {
+  const lines: string[] = [];
+  for (const stream of [child.stdout, child.stderr]) {
+    if (stream) createInterface(stream).on('line', (line) => lines.push(line));
+  }
+  return lines;
 }
 
 export const h = (text: string) => text as Hour;

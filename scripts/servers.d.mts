@@ -1,0 +1,8 @@
+// What the tests use of servers.mjs.
+export const localTest: string;
+export function startServers(options: {
+  dir: string;
+  postgres?: boolean;
+  redis?: boolean;
+  throwAway?: boolean;
+}): Promise<{ databaseUrl: string; redisUrl: string; release(): Promise<void> }>;

@@ -1,0 +1,45 @@
+// Servers of a test's own: to be killed, stopped and filled up without anybody else noticing.
+
+import { readFileSync, rmSync } from 'node:fs';
+import path from 'node:path';
+import { localTest, startServers } from '../../scripts/servers.mjs';
+import { migrations } from '../../src/config.ts';
+import { migrate } from '../../src/store/migrate.ts';
+
+export type Server = 'postgres' | 'redis';
+
+/**
+ * Start a Redis, a PostgreSQL with the schema in it, or both; gone afterwards with all their data. Under this directory
+ * scripts/test.mjs finds and stops what a killed test left running.
+ *
+ * @param name of its directory: no two tests that run at once may share one
+ */
+export async function ownServers(name: string, ...which: Server[]) {
+  const dir = path.join(localTest, 'own', name);
+  const wanted = { dir, postgres: which.includes('postgres'), redis: which.includes('redis') };
+  const { databaseUrl, redisUrl, release } = await startServers({ ...wanted, throwAway: true });
+  if (wanted.postgres) await migrate(databaseUrl, migrations);
+  return {
+    ...(wanted.postgres ? { databaseUrl } : {}),
+    ...(wanted.redis ? { redisUrl } : {}),
+
+    /** SIGKILL ends either at once; SIGQUIT is PostgreSQL's immediate stop; SIGSTOP silences it, until SIGCONT. */
+    signal(server: Server, signal: NodeJS.Signals): void {
+      const known = JSON.parse(readFileSync(path.join(dir, 'servers.json'), 'utf8')) as Record<
+        Server,
+        { pid: number }
+      >;
+      process.kill(known[server].pid, signal);
+    },
+
+    /** Start again what was killed, on its data, at its address. */
+    async restart(): Promise<void> {
+      await startServers({ ...wanted, throwAway: false });
+    },
+
+    async [Symbol.asyncDispose](): Promise<void> {
+      await release();
+      rmSync(dir, { recursive: true, force: true });
+    },
+  };
+}

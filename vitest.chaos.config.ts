@@ -1,0 +1,15 @@
+// npm run test:chaos: thirty ways to break it, those too that take long.
+
+import { defineConfig } from 'vitest/config';
+import quick from './vitest.config.ts';
+
+export default defineConfig({
+  test: {
+    ...quick.test,
+    include: ['test/chaos/*.test.ts'],
+    // What waits for a lock to run out, or for the next look, waits for half a minute: side by side.
+    maxConcurrency: 10,
+    testTimeout: 180_000,
+    outputFile: { json: '.local/chaos-results.json' },
+  },
+});
