@@ -140,38 +140,6 @@ test('an hour stays open until its last user is done', async () => {
 describe('a user whose figures cannot be stored', () => {
   const overflowing = [1, 2].map(() => ({ user: 'eve', at: '2026-08-20T13:30:00Z', credits: '999999999999' }));
 
-  test.each([
-    ['alone', { FANOUT_MAX_USER_JOBS: '64' }],
-    ['inside a shard', { FANOUT_MAX_USER_JOBS: '1' }],
-  ])(
-    '%s leaves the hour partial and named, all others stored; mended and retried by hand, it closes',
-    async (_, env) => {
-      await using hourhand = await startHourhand({ ...env, PARTIAL_BACKOFF_MAX_SECONDS: '3600' });
-      await hourhand.record(...crowd(30), ...overflowing);
-      await hourhand.work();
-      await hourhand.backfill(hour);
-      const partial = await until(
-        () => hourhand.hour(hour),
-        (row) => row?.state === 'partial',
-      );
-      expect(partial?.error).toBe('eve: numeric field overflow (22003)');
-      expect(partial?.attempts).toBe(1);
-      expect(await hourhand.wrong()).toEqual(['eve 2026-08-20 13:00:00+00']);
-
-      const [parent] = await until(
-        () => hourhand.queues.hours.getJobs(['failed']),
-        (jobs) => jobs.length === 1,
-      );
-      expect(parent?.failedReason).toContain('hour 2026-08-20T13 is partial: eve:');
-      await hourhand.pool.$executeRaw`update "ModelCall" set credits = 1 where "userDid" = 'eve'`;
-      const [child] = await hourhand.queues.users.getJobs(['failed']);
-      await child?.retry('failed');
-      await hourhand.reaches(hour, 'closed');
-      expect(await hourhand.wrong()).toEqual([]);
-      expect((await hourhand.hour(hour))?.run).toBe(1);
-    },
-  );
-
   test('is owed again after its back-off, and closes by itself once mended', async () => {
     await using hourhand = await startHourhand({ PARTIAL_BACKOFF_MAX_SECONDS: '1' });
     await hourhand.record({ user: 'ada', at: '2026-08-20T13:10:00Z' }, ...overflowing);
@@ -247,25 +215,6 @@ describe('a user whose figures cannot be stored', () => {
       },
     ]);
   });
-});
-
-test('a child that is deleted leaves the hour partial, never closed without its rows', async () => {
-  await using hourhand = await startHourhand();
-  await hourhand.record({ user: 'ada', at: '2026-08-20T13:10:00Z' }, { user: 'bob', at: '2026-08-20T13:20:00Z' });
-  await hourhand.queues.users.pause();
-  await hourhand.work();
-  await hourhand.backfill(hour);
-  const waiting = await until(
-    () => hourhand.queues.users.getJobs(['waiting', 'prioritized']),
-    (jobs) => jobs.length === 2,
-  );
-  await waiting[0]?.remove();
-  await hourhand.queues.users.resume();
-  const partial = await until(
-    () => hourhand.hour(hour),
-    (row) => row?.state === 'partial',
-  );
-  expect(partial?.error).toMatch(/^(ada|bob): not done$/);
 });
 
 test('hours taken out of the middle of the ledger are owed, and rolled up again by the next tick', async () => {

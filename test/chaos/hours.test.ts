@@ -131,7 +131,7 @@ describe.concurrent('an hour', () => {
     await hourhand.redis.del(users.toKey(`${child}:lock`));
     await until(
       async () => ({ begun: (await begun(hourhand, users))[child], zombie }),
-      (seen) => seen.begun === 2 && seen.zombie.some((line) => /lock/i.test(line)),
+      (seen) => seen.begun === 2 && seen.zombie.some((line) => line.includes('Missing lock for job')),
       PATIENCE,
     );
     await held.release();

@@ -1,0 +1,63 @@
+// The board, as its own page asks it, and as any other page might.
+
+import { request } from 'node:http';
+import { appRoutes, buildHistoryRoutes } from '@bull-board/api/dist/routes.js';
+import { startDashboard } from '../../src/dashboard/server.ts';
+import type { Hourhand } from './hourhand.ts';
+
+/** Every change that this version of the board knows, with all that can be switched on: `put /api/queues/pause`. */
+export const WRITES = [
+  ...appRoutes.api,
+  ...buildHistoryRoutes({} as never, { hasUsage: true, canPurge: true, hasLatency: true }), // no handler of it is called
+]
+  .flatMap(({ method, route }) => [method].flat().flatMap((m) => [route].flat().map((path) => `${m} ${path}`)))
+  .filter((route) => !route.startsWith('get '));
+
+export interface Answer {
+  status: number;
+  text: string;
+  headers: NodeJS.Dict<string | string[]>;
+}
+
+/** Send exactly this, as a browser's attacker or curl would: no URL is tidied up on the way. */
+export function askAt(
+  port: number,
+  method: string,
+  path: string,
+  headers: Record<string, string> = {},
+  body?: string,
+): Promise<Answer> {
+  return new Promise((resolve, reject) => {
+    const to = { host: '127.0.0.1', port, method: method.toUpperCase(), path, headers, agent: false };
+    const asked = request(to, (response) => {
+      let text = '';
+      response.setEncoding('utf8');
+      response.on('data', (chunk) => {
+        text += chunk;
+      });
+      response.on('end', () => resolve({ status: response.statusCode ?? 0, text, headers: response.headers }));
+    });
+    asked.on('error', reject);
+    asked.end(body);
+  });
+}
+
+/** All that Redis holds for this hourhand, byte by byte. */
+export async function everythingOf({ redis, prefix }: Hourhand): Promise<Record<string, string>> {
+  const keys = (await redis.keys(`${prefix}:*`)).sort();
+  const values = await Promise.all(keys.map((key) => redis.dumpBuffer(key)));
+  return Object.fromEntries(keys.map((key, i) => [key, values[i]?.toString('hex') ?? '']));
+}
+
+/** An operator at the board. */
+export async function openBoard(hourhand: Hourhand) {
+  const { url, close } = await startDashboard(hourhand);
+  const port = Number(new URL(url).port);
+  const own = { Origin: url, 'Sec-Fetch-Site': 'same-origin' };
+  return {
+    port,
+    /** What a button does: the answer's status. */
+    put: async (path: string) => (await askAt(port, 'put', `/queues/api/queues${path}`, own)).status,
+    [Symbol.asyncDispose]: close,
+  };
+}
