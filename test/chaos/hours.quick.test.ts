@@ -103,15 +103,27 @@ test('21: a failed hour is retried in the board while a tick enqueues it again: 
   );
 
   await mend(hourhand);
-  await using held = await holdUser(hourhand, 'eve');
+  await using eve = await holdUser(hourhand, 'eve');
   expect(await board.put(`/stats-hour/${failed?.id}/retry`)).toBe(204);
-  await endBackOff(hourhand);
+  await until(
+    () => hours.getWaitingChildrenCount(),
+    (n) => n === 1,
+  );
+  // The retried job knows nothing of this user; the tick's does, and is slower.
+  await hourhand.record({ user: 'fay', at });
+  await using fay = await holdUser(hourhand, 'fay');
   await hourhand.tick();
   await until(
-    async () => [await hours.getWaitingChildrenCount(), (await hourhand.hour(hour))?.run],
-    ([waiting, run]) => waiting === 2 && run === 3,
+    () => hours.getWaitingChildrenCount(),
+    (n) => n === 2,
   );
-  await held.release();
+  await eve.release();
+  await until(
+    () => hours.getCompletedCount(),
+    (n) => n === 1,
+  );
+  expect(await hourhand.hour(hour)).toMatchObject({ state: 'running', run: 3 });
+  await fay.release();
   await until(
     () => hours.getCompletedCount(),
     (n) => n === 2,
