@@ -207,7 +207,7 @@ export async function startHourhand(
     async [Symbol.asyncDispose](): Promise<void> {
       for (const child of children) child.kill('SIGKILL');
       await Promise.all(workers.map((worker) => worker.stop()));
-      for (let cursor = '0'; ; ) {
+      for (let cursor = '0'; !redisUrl; ) {
         const [next, keys] = await redis.scan(cursor, 'MATCH', `${prefix}:*`, 'COUNT', 1_000);
         if (keys.length > 0) await redis.unlink(...keys);
         cursor = next;

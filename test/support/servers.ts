@@ -5,6 +5,7 @@ import path from 'node:path';
 import { localTest, startServers } from '../../scripts/servers.mjs';
 import { migrations } from '../../src/config.ts';
 import { migrate } from '../../src/store/migrate.ts';
+import { until } from './hourhand.ts';
 
 export type Server = 'postgres' | 'redis';
 
@@ -19,27 +20,41 @@ export async function ownServers(name: string, ...which: Server[]) {
   const wanted = { dir, postgres: which.includes('postgres'), redis: which.includes('redis') };
   const { databaseUrl, redisUrl, release } = await startServers({ ...wanted, throwAway: true });
   if (wanted.postgres) await migrate(databaseUrl, migrations);
+  const signal = (server: Server, name: NodeJS.Signals): number => {
+    const { pid } = JSON.parse(readFileSync(path.join(dir, 'servers.json'), 'utf8'))[server];
+    process.kill(pid, name);
+    return pid;
+  };
   return {
     ...(wanted.postgres ? { databaseUrl } : {}),
     ...(wanted.redis ? { redisUrl } : {}),
 
-    /** SIGKILL ends either at once; SIGQUIT is PostgreSQL's immediate stop; SIGSTOP silences it, until SIGCONT. */
-    signal(server: Server, signal: NodeJS.Signals): void {
-      const known = JSON.parse(readFileSync(path.join(dir, 'servers.json'), 'utf8')) as Record<
-        Server,
-        { pid: number }
-      >;
-      process.kill(known[server].pid, signal);
+    /** SIGSTOP silences a server, until SIGCONT. */
+    signal,
+
+    /** SIGKILL, or PostgreSQL's own immediate stop. */
+    async kill(server: Server): Promise<void> {
+      const pid = signal(server, server === 'redis' ? 'SIGKILL' : 'SIGQUIT');
+      await until(
+        async () => lives(pid),
+        (living) => !living,
+      );
     },
 
     /** Start again what was killed, on its data, at its address. */
-    async restart(): Promise<void> {
-      await startServers({ ...wanted, throwAway: false });
-    },
+    restart: () => startServers({ ...wanted, throwAway: false }),
 
     async [Symbol.asyncDispose](): Promise<void> {
       await release();
       rmSync(dir, { recursive: true, force: true });
     },
   };
+}
+
+function lives(pid: number): boolean {
+  try {
+    return process.kill(pid, 0);
+  } catch {
+    return false;
+  }
 }

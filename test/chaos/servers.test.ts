@@ -1,0 +1,226 @@
+// Redis and PostgreSQL killed, filled up, failed over, or not there. Each test has servers of its own.
+
+import type { ChildProcess } from 'node:child_process';
+import { readFileSync } from 'node:fs';
+import { setTimeout as sleep } from 'node:timers/promises';
+import { Redis } from 'ioredis';
+import { describe, test } from 'vitest';
+import { ended, type Hourhand, h, linesOf, startHourhand, straggle, straggling, until } from '../support/hourhand.ts';
+import { ownServers } from '../support/servers.ts';
+
+const PATIENCE = 120_000;
+const hours = Array.from({ length: 24 }, (_, i) => h(`2026-08-20T${String(i).padStart(2, '0')}`));
+const users = ['ada', 'bob', 'cyd'];
+
+describe.concurrent('Redis', () => {
+  test('23: kill -9 with an append-only file, and a restart: every user is rolled up at most twice', async ({
+    expect,
+  }) => {
+    await using servers = await ownServers('killed', 'redis');
+    await using hourhand = await startHourhand({ LOG_LEVEL: 'info', WORKER_CONCURRENCY: '2' }, servers);
+    await recordAll(hourhand);
+    await countRollUps(hourhand);
+    await straggle(hourhand, 'ada', 2, 3);
+    const { children } = await startWorkers(hourhand, 2);
+    await hourhand.backfill(h('2026-08-20T00'), h('2026-08-20T23'));
+    await until(
+      () => straggling(hourhand),
+      (n) => n > 0,
+    );
+    await servers.kill('redis');
+    await servers.restart();
+    await allClosed(hourhand);
+    expect(await hourhand.wrong()).toEqual([]);
+    expect(await mostRollUps(hourhand)).toBeLessThanOrEqual(2);
+    expect(children.map(lives)).toEqual([true, true]);
+  });
+
+  test('24: CLIENT KILL TYPE normal, again and again: nothing is lost', async ({ expect }) => {
+    await using servers = await ownServers('cut', 'redis');
+    await using hourhand = await startHourhand({ LOG_LEVEL: 'info', WORKER_CONCURRENCY: '2' }, servers);
+    await using admin = await connectTo(servers.redisUrl);
+    await recordAll(hourhand);
+    const { children } = await startWorkers(hourhand, 2);
+    await hourhand.backfill(h('2026-08-20T00'), h('2026-08-20T23'));
+    let kills = 0;
+    for (let i = 0; i < 20; i += 1) {
+      kills += Number(await admin.redis.call('CLIENT', 'KILL', 'TYPE', 'normal', 'SKIPME', 'yes'));
+      await sleep(300); // the kills' own rhythm
+    }
+    await allClosed(hourhand);
+    expect(kills).toBeGreaterThan(10);
+    expect(await hourhand.wrong()).toEqual([]);
+    expect(children.map(lives)).toEqual([true, true]);
+  });
+
+  test('25: a read-only replica for a while, as in a fail-over: it recovers, and says little meanwhile', async ({
+    expect,
+  }) => {
+    await using servers = await ownServers('replica', 'redis');
+    await using hourhand = await startHourhand({ LOG_LEVEL: 'info' }, servers);
+    await using admin = await connectTo(servers.redisUrl);
+    await recordAll(hourhand);
+    const { worker, lines } = await startWorkers(hourhand, 1);
+    await admin.redis.replicaof('127.0.0.1', 1);
+    await hourhand.cover(h('2026-08-20T00'), h('2026-08-20T23'));
+    const cpu = cpuSeconds(worker);
+    await sleep(5_000); // a fail-over's own time
+    expect(lines.length).toBeLessThan(500);
+    expect(cpuSeconds(worker) - cpu).toBeLessThan(2.5);
+    await admin.redis.replicaof('NO', 'ONE');
+    await allClosed(hourhand);
+    expect(await hourhand.wrong()).toEqual([]);
+    expect(lives(worker)).toBe(true);
+  });
+
+  test('26: no memory left: it says little and works little, and recovers when memory returns', async ({
+    expect,
+  }) => {
+    await using servers = await ownServers('full', 'redis');
+    await using hourhand = await startHourhand({ LOG_LEVEL: 'info' }, servers);
+    await using admin = await connectTo(servers.redisUrl);
+    await recordAll(hourhand);
+    const { worker, lines } = await startWorkers(hourhand, 1);
+    await straggle(hourhand, 'ada', 1, 24);
+    await hourhand.backfill(h('2026-08-20T00'), h('2026-08-20T23'));
+    await until(
+      () => straggling(hourhand),
+      (n) => n > 0,
+    );
+    await admin.redis.config('SET', 'maxmemory', '1mb');
+    await until(
+      async () => lines.filter((line) => line.includes('OOM')),
+      (found) => found.length > 0,
+    );
+    const cpu = cpuSeconds(worker);
+    await sleep(5_000); // while nobody frees any
+    expect(lines.length).toBeLessThan(500);
+    expect(cpuSeconds(worker) - cpu).toBeLessThan(2.5);
+    await admin.redis.config('SET', 'maxmemory', '0');
+    await allClosed(hourhand);
+    expect(await hourhand.wrong()).toEqual([]);
+    expect(lives(worker)).toBe(true);
+  });
+});
+
+describe.concurrent('27: a server that is down', () => {
+  test.for([
+    ['Redis', { REDIS_URL: 'redis://127.0.0.1:1' }, /^hourhand: Redis: not ready within 10 s: .*ECONNREFUSED/],
+    ['PostgreSQL', { DATABASE_URL: 'postgresql://a:pw@127.0.0.1:1/b' }, /^hourhand: PostgreSQL: .*127\.0\.0\.1:1/],
+  ] as const)('at the start, %s: one clear line, and the end', async ([, env, line], { expect }) => {
+    await using hourhand = await startHourhand();
+    Object.assign(hourhand.environment, env);
+    const { code, stdout, stderr } = await hourhand.run(['worker']);
+    expect([code, stdout, stderr.trim().split('\n')]).toEqual([1, '', [expect.stringMatching(line)]]);
+  });
+
+  test.for([
+    ['redis', 'gone'],
+    ['redis', 'silent'],
+    ['postgres', 'gone'],
+    ['postgres', 'silent'],
+  ] as const)('at SIGTERM, %s %s: the worker ends all the same', async ([server, how], { expect }) => {
+    await using servers = await ownServers(`${server}-${how}`, server);
+    await using hourhand = await startHourhand({ LOG_LEVEL: 'info' }, servers);
+    await recordAll(hourhand);
+    await straggle(hourhand, 'ada', 2, 24);
+    const { worker } = await startWorkers(hourhand, 1);
+    await hourhand.backfill(h('2026-08-20T00'), h('2026-08-20T23'));
+    await until(
+      () => straggling(hourhand),
+      (n) => n > 0,
+    );
+    if (how === 'gone') await servers.kill(server);
+    else servers.signal(server, 'SIGSTOP');
+    worker.kill('SIGTERM');
+    expect(await ended(worker)).toBe(0);
+    if (how === 'gone') await servers.restart();
+    else servers.signal(server, 'SIGCONT');
+  });
+});
+
+test('28: PostgreSQL is stopped at once and started again while children run: no process dies, and all converges', async ({
+  expect,
+}) => {
+  await using servers = await ownServers('stopped', 'postgres');
+  await using hourhand = await startHourhand({ LOG_LEVEL: 'info', WORKER_CONCURRENCY: '2' }, servers);
+  await recordAll(hourhand);
+  await straggle(hourhand, 'ada', 2, 6);
+  const { children } = await startWorkers(hourhand, 2);
+  await hourhand.backfill(h('2026-08-20T00'), h('2026-08-20T23'));
+  await until(
+    () => straggling(hourhand),
+    (n) => n > 0,
+  );
+  await servers.kill('postgres');
+  await servers.restart();
+  await allClosed(hourhand);
+  expect(await hourhand.wrong()).toEqual([]);
+  expect(children.map(lives)).toEqual([true, true]);
+});
+
+async function recordAll(hourhand: Hourhand): Promise<void> {
+  await hourhand.record(...hours.flatMap((hour) => users.map((user) => ({ user, at: `${hour}:30:00Z` }))));
+}
+
+async function closedHours({ pool }: Hourhand): Promise<number> {
+  return pool.statHour.count({ where: { hour: { lt: new Date('2026-09-01') }, state: 'closed' } });
+}
+
+async function allClosed(hourhand: Hourhand): Promise<void> {
+  await until(
+    () => closedHours(hourhand).catch(() => 0), // the server may be on its way back
+    (n) => n === hours.length,
+    PATIENCE,
+  );
+}
+
+/** So many worker processes, which have started and do not mind any more what the servers do. */
+async function startWorkers(hourhand: Hourhand, processes: number) {
+  const children = Array.from({ length: processes }, () => hourhand.spawn('worker'));
+  const lines = children.map(linesOf);
+  await until(
+    async () => lines.map((said) => said.some((line) => line.includes('worker started'))),
+    (started) => started.every(Boolean),
+  );
+  return { children, lines: lines[0] ?? [], worker: children[0] as ChildProcess }; // one at least was asked for
+}
+
+const lives = (child: ChildProcess) => child.exitCode === null && child.signalCode === null;
+
+/** The processor's time that a process has had so far. */
+function cpuSeconds({ pid }: ChildProcess): number {
+  const stat = readFileSync(`/proc/${pid}/stat`, 'utf8');
+  const [user = 0, system = 0] = stat
+    .slice(stat.lastIndexOf(')') + 2)
+    .split(' ')
+    .slice(11, 13)
+    .map(Number);
+  return (user + system) / 100;
+}
+
+/** A line to Redis that waits until it answers. */
+async function connectTo(url = '') {
+  const redis = new Redis(url, { maxRetriesPerRequest: null });
+  redis.on('error', () => {});
+  return {
+    redis,
+    async [Symbol.asyncDispose]() {
+      redis.disconnect();
+    },
+  };
+}
+
+/** Count how often each user's hour is rolled up, whether its row changes or not. */
+async function countRollUps({ pool }: Hourhand): Promise<void> {
+  await pool.$executeRaw`create table rolled_up ("userDid" text, hour timestamptz)`;
+  await pool.$executeRaw`create function count_roll_up() returns trigger language plpgsql as $$
+    begin insert into rolled_up values (new."userDid", new."timestamp"); return new; end $$`;
+  await pool.$executeRaw`create trigger count_roll_up before insert on "ModelCallStat" for each row execute function count_roll_up()`;
+}
+
+async function mostRollUps({ pool }: Hourhand): Promise<number> {
+  const [{ most }] = await pool.$queryRaw<[{ most: number }]>`
+    select max(n)::int as most from (select count(*) as n from rolled_up group by "userDid", hour) as times`;
+  return most;
+}
