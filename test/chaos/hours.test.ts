@@ -1,6 +1,6 @@
 // Hours whose workers die, hang, or lose their locks, and jobs that nobody finds any more.
 
-import { describe, test } from 'vitest';
+import { describe, expect, test } from 'vitest';
 import { begun, ended, type Hourhand, h, holdUser, linesOf, startHourhand, until } from '../support/hourhand.ts';
 
 const hour = h('2026-08-20T13');
@@ -9,9 +9,7 @@ const at = '2026-08-20T13:10:00Z';
 const PATIENCE = 120_000;
 
 describe.concurrent('an hour', () => {
-  test("13: SIGKILL of the hour's worker right after the children were added: every shard once for that run", async ({
-    expect,
-  }) => {
+  test("13: SIGKILL of the hour's worker right after the children were added: every shard once for that run", async () => {
     await using hourhand = await startHourhand();
     const { hours, users } = hourhand.queues;
     await hourhand.record(...['ada', 'bob', 'cyd'].map((user) => ({ user, at })));
@@ -36,9 +34,7 @@ describe.concurrent('an hour', () => {
     expect((await hourhand.hour(hour))?.run).toBe(1);
   });
 
-  test('14: SIGKILL right after the run was allotted: the run is burnt, and the next one closes the hour', async ({
-    expect,
-  }) => {
+  test('14: SIGKILL right after the run was allotted: the run is burnt, and the next one closes the hour', async () => {
     await using hourhand = await startHourhand();
     await hourhand.record({ user: 'ada', at }, { user: 'bob', at });
     const killed = hourhand.broken({ FAULT: 'dies after a run was allotted' }, 'worker');
@@ -53,9 +49,7 @@ describe.concurrent('an hour', () => {
     expect(Object.values(await begun(hourhand, hourhand.queues.users))).toEqual([1, 1]);
   });
 
-  test("15: one user's child fails on every attempt: the hour is partial, that user named, all others stored; owed again after a back-off", async ({
-    expect,
-  }) => {
+  test("15: one user's child fails on every attempt: the hour is partial, that user named, all others stored; owed again after a back-off", async () => {
     await using hourhand = await startHourhand();
     await hourhand.pool.$executeRaw`create function refuse() returns trigger language plpgsql as $$
       begin raise exception 'no room for %', new."userDid" using errcode = '53100'; end $$`;
@@ -88,9 +82,7 @@ describe.concurrent('an hour', () => {
     expect((await hourhand.hour(hour))?.run).toBe(2);
   });
 
-  test("18: a worker's event loop is blocked for longer than its lock: two executions, right rows", async ({
-    expect,
-  }) => {
+  test("18: a worker's event loop is blocked for longer than its lock: two executions, right rows", async () => {
     await using hourhand = await startHourhand({ LOG_LEVEL: 'warn' });
     const { users } = hourhand.queues;
     await hourhand.record({ user: 'ada', at });
@@ -119,7 +111,7 @@ describe.concurrent('an hour', () => {
     expect(await hourhand.wrong()).toEqual([]);
   });
 
-  test("19: a running job's lock is deleted: the zombie is cancelled, and the rows are right", async ({ expect }) => {
+  test("19: a running job's lock is deleted: the zombie is cancelled, and the rows are right", async () => {
     await using hourhand = await startHourhand({ LOG_LEVEL: 'warn', WORKER_CONCURRENCY: '1' });
     const { users } = hourhand.queues;
     await hourhand.record({ user: 'ada', at });
@@ -140,7 +132,7 @@ describe.concurrent('an hour', () => {
     expect((await hourhand.hour(hour))?.run).toBe(1);
   });
 
-  test("20: SIGKILL of the same job's worker, five times: it completes", async ({ expect }) => {
+  test("20: SIGKILL of the same job's worker, five times: it completes", async () => {
     await using hourhand = await startHourhand({ WORKER_CONCURRENCY: '1' });
     const { users } = hourhand.queues;
     await hourhand.record({ user: 'ada', at });
@@ -172,9 +164,7 @@ describe.concurrent('an hour', () => {
     ).toBe('completed');
   });
 
-  test('22: a waiting hour job is removed from its list, and its hash left: the watchdog frees the hour', async ({
-    expect,
-  }) => {
+  test('22: a waiting hour job is removed from its list, and its hash left: the watchdog frees the hour', async () => {
     await using hourhand = await startHourhand();
     const { hours } = hourhand.queues;
     hourhand.spawn('worker');
