@@ -220,28 +220,6 @@ test('a run cut into shards covers every bucket once', async () => {
   );
 });
 
-test('whatever Redis forgets while children run, the hour is closed with right rows', async () => {
-  await using hourhand = await startHourhand({ FANOUT_MAX_USER_JOBS: '1' });
-  await hourhand.record(...Array.from({ length: 50 }, (_, i) => ({ user: `u${i}`, at })));
-  await straggle(hourhand, 'u7', 3);
-  const worker = await hourhand.work();
-  await hourhand.backfill(hour);
-  await until(
-    () => straggling(hourhand),
-    (n) => n === 1,
-  );
-  for (const key of await hourhand.redis.keys(`${hourhand.prefix}:*`)) await hourhand.redis.unlink(key);
-  await until(
-    () => straggling(hourhand),
-    (n) => n === 0,
-  );
-  await worker.stop();
-  await hourhand.work();
-  await hourhand.tick();
-  await hourhand.reaches(hour, 'closed');
-  expect(await hourhand.wrong()).toEqual([]);
-});
-
 test('an hour that two ticks and two requests ask for at once runs once for each owing', async () => {
   await using hourhand = await startHourhand();
   await hourhand.cover(hour, hour);

@@ -1,35 +1,8 @@
 // Many processes, some of them killed: the figures are those of the calls all the same.
 
-import { existsSync, readFileSync } from 'node:fs';
-import path from 'node:path';
 import { setTimeout as sleep } from 'node:timers/promises';
-import { gunzipSync } from 'node:zlib';
 import { expect, test } from 'vitest';
-import { home } from '../src/config.ts';
-import { type Hourhand, h, startHourhand, straggle, until } from './support/hourhand.ts';
-
-const data = path.join(home, '..', 'shared', 'data');
-if (!existsSync(data)) console.log(`skipped: the real sets are not in ${data}`);
-
-test.skipIf(!existsSync(data)).each([
-  ['azure_code', '2023-11-16T18:17', '2023-11-16T19:15'],
-  ['nasa_19950801', '1995-08-01T06', '1995-08-01T19'],
-  ['aider_dev', '2024-08-13T14', '2025-03-08'],
-  ['servegen_dev', '2025-02-02T20', '2025-02-19T16'],
-])('%s comes out as an independent program counted it, digit by digit', async (name, from, to) => {
-  await using hourhand = await startHourhand();
-  const span = ['--from', from, '--to', to];
-  expect(await hourhand.run(['import', path.join(data, `${name}.csv.gz`)])).toMatchObject({ code: 0 });
-  hourhand.spawn('worker');
-  expect(await hourhand.run(['backfill', ...span, '--wait'])).toMatchObject({ code: 0 });
-  const expected = (kind: string) =>
-    gunzipSync(readFileSync(path.join(data, `${name}.expected.${kind}.csv.gz`))).toString();
-  expect((await hourhand.run(['stats', ...span, '--format', 'csv'])).stdout).toBe(expected('user_hour'));
-  expect((await hourhand.run(['stats', ...span, '--by', 'type', '--format', 'csv'])).stdout).toBe(
-    expected('user_hour_type'),
-  );
-  expect(await hourhand.run(['verify', ...span])).toMatchObject({ code: 0, stdout: '' });
-});
+import { type Hourhand, h, startHourhand, straggle, until } from '../support/hourhand.ts';
 
 test('four workers, one of them killed every second, leave nothing wrong and nothing owed', async () => {
   await using hourhand = await startHourhand({ FANOUT_MAX_USER_JOBS: '4', WORKER_CONCURRENCY: '2' });
