@@ -7,9 +7,10 @@ export default defineConfig({
   test: {
     ...quick.test,
     include: ['test/chaos/*.test.ts'],
-    // What waits for a lock to run out, or for the next look, waits for half a minute: side by side, but not so many
-    // that a small machine does not start their processes in time.
+    // What waits for a lock to run out, or for the next look, waits for half a minute: side by side. But not so many at
+    // once, and one file after the other, that a small machine does not start their processes in time.
     maxConcurrency: 4,
+    maxWorkers: 1,
     testTimeout: 180_000,
     outputFile: { json: '.local/chaos-results.json' },
   },

@@ -1,6 +1,7 @@
 // Is there work that only seems to be under way?
 
 import type { Queue } from 'bullmq';
+import { auditHours } from '../queues/audit.ts';
 import { checkModels } from '../queues/models.ts';
 import type { Queues } from '../queues/redis.ts';
 import { failStaleCalls } from '../queues/stale.ts';
@@ -8,7 +9,7 @@ import { rollUpHour, rollUpMarks } from '../queues/stats.ts';
 import type { Hour } from '../time/hour.ts';
 
 /**
- * Remove the jobs that stand for owed or marked hours, or for the looks at calls and models, and that no worker will ever
+ * Remove the jobs that stand for owed or marked hours, or for the looks at calls, models and closed hours, and that no worker will ever
  * find: they are in no list of their queue, and hold their deduplication id for ever. Then they can be enqueued again.
  *
  * BullMQ moves a job from one list to another inside one script, and tells its state inside another: a job that is being
@@ -26,6 +27,7 @@ export async function freeLost(
     ...enqueued.map((hour) => freeIfLost(queues.hours, rollUpHour.deduplicationId?.(hourOf(hour)))),
     ...marked.map((hour) => freeIfLost(queues.marks, rollUpMarks.deduplicationId?.({ hour }))),
     freeIfLost(queues.stale, failStaleCalls.deduplicationId?.({})),
+    freeIfLost(queues.audits, auditHours.deduplicationId?.({})),
     freeIfLost(queues.checks, checkModels.deduplicationId?.({ step: 'plan', check: 0 })),
   ]);
   return freed.filter((id) => id !== undefined);
