@@ -1,92 +1,51 @@
-// How fast are calls that hang failed, against one plain UPDATE? Both on the same data, by turns, on servers that are thrown
-// away: npm run bench [-- --rows 10000000 --stale 1000000 --rounds 3 | --quick]. It reads the built code.
+// How fast are calls that hang failed, against one plain UPDATE that leaves no marks? Both on the same data, by turns.
 import assert from 'node:assert/strict';
-import path from 'node:path';
-import { parseArgs } from 'node:util';
-import pg from 'pg';
-import { local, startServers } from '../scripts/servers.mjs';
-import { setUp } from '../scripts/set-up.mjs';
-import { awaitStopRequest, exitAfter } from '../scripts/stop-request.mjs';
+import { at, connected, median, migrated, spread, withoutTriggers } from './databases.mjs';
 
-const stop = awaitStopRequest();
-const { values } = parseArgs({
-  options: {
-    quick: { type: 'boolean', default: false },
-    rows: { type: 'string' },
-    stale: { type: 'string' },
-    rounds: { type: 'string' },
-    batch: { type: 'string' },
-  },
-});
-const rows = Number(values.rows ?? (values.quick ? 50_000 : 1_000_000));
-const stale = Number(values.stale ?? rows / 10);
-const rounds = Number(values.rounds ?? (values.quick ? 2 : 3));
 const now = new Date('2026-08-20T14:10:00Z');
 
-async function bench() {
-  await setUp({ needsRedis: true });
-  const servers = await startServers({ dir: path.join(local, 'bench'), throwAway: true });
-  try {
-    const admin = await connected(servers.databaseUrl);
-    await admin.query('create database model');
-    await fill(at(servers, 'model'));
-    const results = { hourhand: [], update: [] };
-    for (let round = 0; round < rounds && stop.exitCode === undefined; round++) {
-      const left = {};
-      for (const who of ['hourhand', 'update']) {
-        await admin.query('create database round template model strategy file_copy');
-        const one = await { hourhand, update }[who](at(servers, 'round'), servers.redisUrl);
-        left[who] = await failed(at(servers, 'round'));
-        await admin.query('drop database round with (force)');
-        results[who].push(one);
-        const { longest, batches } = one;
-        const more = batches ? `, ${batches} batches, the longest ${longest.toFixed(0)} ms` : '';
-        console.log(`  ${who.padEnd(10)}${one.rate.toFixed(0).padStart(8)} rows/s${more}`);
-      }
-      assert.deepEqual(left.hourhand, left.update, 'both leave the same rows');
-      assert.equal(left.hourhand.calls, String(stale));
+export async function bench(servers, values, stop) {
+  const rows = Number(values.rows ?? (values.quick ? 50_000 : 1_000_000));
+  const stale = Number(values.stale ?? rows / 10);
+  const rounds = Number(values.rounds ?? (values.quick ? 2 : 3));
+  const size = values.batch === undefined ? undefined : Number(values.batch);
+  const admin = await connected(servers.databaseUrl);
+  await admin.query('create database model');
+  await fill(at(servers, 'model'), rows, stale);
+  const results = { hourhand: [], update: [] };
+  for (let round = 0; round < rounds && stop.exitCode === undefined; round++) {
+    const left = {};
+    for (const who of ['hourhand', 'update']) {
+      await admin.query('create database round template model strategy file_copy');
+      const one = await { hourhand, update }[who](at(servers, 'round'), servers.redisUrl, size);
+      left[who] = await failed(at(servers, 'round'));
+      await admin.query('drop database round with (force)');
+      results[who].push(one);
+      const { longest, batches } = one;
+      const more = batches ? `, ${batches} batches, the longest ${longest.toFixed(0)} ms` : '';
+      console.log(`  ${who.padEnd(10)}${one.rate.toFixed(0).padStart(8)} rows/s${more}`);
     }
-    if (stop.exitCode === undefined) report(results);
-    await admin.end();
-    return stop.exitCode ?? 0;
-  } finally {
-    await servers.release();
+    assert.deepEqual(left.hourhand, left.update, 'both leave the same rows');
+    assert.equal(left.hourhand.calls, String(stale));
   }
+  if (stop.exitCode === undefined) report(results, rows, stale);
+  await admin.end();
 }
 
-function report({ hourhand, update }) {
-  const ratios = hourhand.map(({ rate }, i) => rate / update[i].rate).sort((a, b) => a - b);
+function report({ hourhand, update }, rows, stale) {
+  const ratios = hourhand.map(({ rate }, i) => rate / update[i].rate);
   const rate = (of) => median(of.map((one) => one.rate)).toFixed(0);
-  const spread = `${ratios[0].toFixed(2)} to ${ratios.at(-1).toFixed(2)}`;
   console.log(
     `${stale} stale among ${rows} calls: ${rate(hourhand)} rows/s; one plain UPDATE: ${rate(update)} rows/s`,
   );
-  console.log(`ratio ${median(ratios).toFixed(2)} (${spread} in ${ratios.length} rounds)`);
+  console.log(`ratio ${spread(ratios)} in ${ratios.length} rounds`);
   console.log(`longest batch ${Math.max(...hourhand.map(({ longest }) => longest)).toFixed(0)} ms`);
   console.log(`peak memory of this process ${(process.resourceUsage().maxRSS / 1024).toFixed(0)} MB`);
 }
 
-function median(figures) {
-  const sorted = [...figures].sort((a, b) => a - b);
-  return (sorted[Math.floor((sorted.length - 1) / 2)] + sorted[Math.floor(sorted.length / 2)]) / 2;
-}
-
-const at = ({ databaseUrl }, name) => Object.assign(new URL(databaseUrl), { pathname: `/${name}` }).href;
-
-async function connected(connectionString) {
-  const client = new pg.Client({ connectionString, options: '-c timezone=UTC' });
-  client.on('error', () => {}); // its server may be stopped under it
-  await client.connect();
-  return client;
-}
-
 /** A month of calls of 5,000 users under random ids, each n-th of them hanging, in hours that are covered. */
-async function fill(databaseUrl) {
-  const [{ migrate }, { migrations }] = await Promise.all(
-    ['store/migrate.js', 'config.js'].map((f) => import(`../dist/${f}`)),
-  );
-  await migrate(databaseUrl, migrations);
-  const client = await connected(databaseUrl);
+async function fill(databaseUrl, rows, stale) {
+  const client = await migrated(databaseUrl);
   await client.query(
     `insert into "ModelCall" (id, "userDid", "providerId", model, type, "totalUsage", credits, status, duration, "callTime")
      select md5(i::text)::uuid::text, 'did:user:' || (i * 7919::bigint % 5000), 'openai', 'gpt-' || i % 7, 'chatCompletion', 10, 0.001,
@@ -101,7 +60,7 @@ async function fill(databaseUrl) {
   await client.end();
 }
 
-async function hourhand(databaseUrl, redisUrl) {
+async function hourhand(databaseUrl, redisUrl, size) {
   const [{ cleanUp, BATCH }, { connect }, { openQueues, producerConnection }] = await Promise.all(
     ['producers/stale.js', 'store/db.js', 'queues/redis.js'].map((f) => import(`../dist/${f}`)),
   );
@@ -119,7 +78,7 @@ async function hourhand(databaseUrl, redisUrl) {
     {
       requestedBy: 'bench',
       signal: new AbortController().signal,
-      size: Number(values.batch ?? BATCH),
+      size: size ?? BATCH,
       now,
       onProgress: async () => void ends.push(performance.now()),
     },
@@ -134,6 +93,7 @@ async function hourhand(databaseUrl, redisUrl) {
 
 async function update(databaseUrl) {
   const client = await connected(databaseUrl);
+  await withoutTriggers(client);
   const begin = performance.now();
   const { rowCount } = await client.query(
     `update "ModelCall" set status = 'failed', "errorReason" = 'Timeout: Processing exceeded 30 minutes',
@@ -156,5 +116,3 @@ async function failed(databaseUrl) {
   await client.end();
   return found[0];
 }
-
-await exitAfter(bench, stop);
