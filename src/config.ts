@@ -86,6 +86,11 @@ export const environment = {
     'The PostgreSQL database; by default the private one of this checkout.',
   ],
   REDIS_URL: [url('redis:', 'rediss:'), undefined, 'The Redis server; by default the private one of this checkout.'],
+  REDIS_CLUSTER: [
+    yesOrNo,
+    'false',
+    '`REDIS_URL` names a node of a Redis Cluster; the others are found, and asked with its user, password and TLS.',
+  ],
   REDIS_PREFIX: [
     z
       .string()
@@ -282,7 +287,7 @@ export function readConfig(env: NodeJS.ProcessEnv = process.env): Config {
   if (problems.length > 0) throw new ConfigError(problems.join('\n'));
   // Each name was parsed by its own schema just above.
   const parsed = Object.fromEntries(values) as Parsed;
-  const wrong = webhookProblem(parsed);
+  const wrong = redisProblem(parsed) ?? webhookProblem(parsed);
   if (wrong) throw new ConfigError(wrong);
   const privateDatabase = !env.DATABASE_URL || env.DATABASE_URL === servers.databaseUrl;
   return {
@@ -292,7 +297,19 @@ export function readConfig(env: NodeJS.ProcessEnv = process.env): Config {
   };
 }
 
-/** What no variable can say alone. */
+// What no variable can say alone.
+
+function redisProblem({ REDIS_CLUSTER, REDIS_URL }: Parsed): string | undefined {
+  const { username, password, pathname } = new URL(REDIS_URL);
+  try {
+    decodeURIComponent(username + password);
+  } catch {
+    return 'REDIS_URL: expected each % of its user and password to be written %25, got (not shown)';
+  }
+  if (!REDIS_CLUSTER || /^\/?0?$/.test(pathname)) return undefined;
+  return 'REDIS_URL: expected no database beside REDIS_CLUSTER=true, for a cluster has 0 alone, got another (not shown)';
+}
+
 function webhookProblem({
   MODEL_WEBHOOK_URL: url,
   MODEL_WEBHOOK_SECRET,

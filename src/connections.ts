@@ -1,6 +1,5 @@
 // How are both servers reached, and what is said when one does not answer?
 
-import type { Redis } from 'ioredis';
 import { type Config, migrations } from './config.ts';
 import type { Logger } from './logger.ts';
 import type { AuditPolicy } from './processors/audit-hours.ts';
@@ -9,7 +8,15 @@ import type { ProbePolicy } from './processors/probe-model.ts';
 import type { HoursPolicy } from './producers/hours.ts';
 import { checkInterval } from './producers/models.ts';
 import type { StalePolicy } from './producers/stale.ts';
-import { openQueues, producerConnection, type Queues, untilReady } from './queues/redis.ts';
+import {
+  askForKey,
+  openQueues,
+  producerConnection,
+  type Queues,
+  type RedisAddress,
+  type RedisConnection,
+  untilReady,
+} from './queues/redis.ts';
 import { connect, type Pool, reasonOf } from './store/db.ts';
 import type { CutPolicy } from './store/ledger.ts';
 import { pendingMigrations } from './store/migrate.ts';
@@ -20,7 +27,7 @@ export interface Connections {
   readonly config: Config;
   readonly log: Logger;
   readonly pool: Pool;
-  readonly redis: Redis;
+  readonly redis: RedisConnection;
   readonly queues: Queues;
   readonly policy: HoursPolicy & CutPolicy;
   readonly modelPolicy: CheckPolicy & ProbePolicy;
@@ -45,7 +52,7 @@ export async function openConnections(config: Config, log: Logger, { patient = f
     onError: quieted('PostgreSQL'),
     patient,
   });
-  const redis = producerConnection({ url: config.REDIS_URL, prefix: config.REDIS_PREFIX }, quieted('Redis'));
+  const redis = producerConnection(redisAddress(config), quieted('Redis'));
   const close = async () => {
     redis.disconnect();
     await pool.$disconnect();
@@ -55,6 +62,7 @@ export async function openConnections(config: Config, log: Logger, { patient = f
     const pending = await pendingMigrations(pool, migrations);
     if (pending.length > 0) throw new Error(`the database lacks ${pending.join(', ')}: type hourhand migrate`);
     await untilReady(redis, BOOT_MS);
+    await askForKey(redis, config.REDIS_PREFIX);
   } catch (error) {
     await close();
     throw error;
@@ -94,6 +102,10 @@ export async function openConnections(config: Config, log: Logger, { patient = f
 /** From one firing to the next; of a scheduler that is off, whose work is asked for by hand, a day. */
 function secondsBetween(pattern: Pattern): number {
   return pattern === 'off' ? DAY_SECONDS : intervalOf(pattern, new Date());
+}
+
+export function redisAddress({ REDIS_URL: url, REDIS_CLUSTER: cluster, REDIS_PREFIX: prefix }: Config): RedisAddress {
+  return { url, cluster, prefix };
 }
 
 /** Hand a server's errors to the log, the same one at most every ten seconds: a server that is down says it often. */

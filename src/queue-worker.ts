@@ -9,11 +9,11 @@ import {
   WaitingError,
   Worker,
 } from 'bullmq';
-import type { Redis } from 'ioredis';
 import { type Config, version } from './config.ts';
 import { quiet } from './connections.ts';
 import type { Logger } from './logger.ts';
 import type { Process } from './processors/context.ts';
+import type { RedisConnection } from './queues/redis.ts';
 import { reasonOf } from './store/db.ts';
 
 export const MINUTE_MS = 60_000;
@@ -25,7 +25,15 @@ const SIGNALS = [WaitingChildrenError, DelayedError, WaitingError, RateLimitErro
  * Workers on one connection, each for a queue: so many jobs at once, each with a deadline. Every failure is logged here, and
  * nowhere else.
  */
-export function queueWorkers({ config, log, connection }: { config: Config; log: Logger; connection: Redis }) {
+export function queueWorkers({
+  config,
+  log,
+  connection,
+}: {
+  config: Config;
+  log: Logger;
+  connection: RedisConnection;
+}) {
   const onError = quiet(log);
   return (queue: string, concurrency: number, deadlineMs: number, process: Process): Worker => {
     const worker = new Worker(queue, (job, token, signal) => attempt(log, process, deadlineMs, job, token, signal), {

@@ -2,7 +2,7 @@
 
 import { setTimeout as sleep } from 'node:timers/promises';
 import { type Config, version } from './config.ts';
-import { type Connections, quiet } from './connections.ts';
+import { type Connections, quiet, redisAddress } from './connections.ts';
 import { announceTransitionProcessor, type WebhookTarget } from './processors/announce-transition.ts';
 import { askForProcessor } from './processors/ask-for.ts';
 import { auditHoursProcessor } from './processors/audit-hours.ts';
@@ -50,7 +50,7 @@ export async function startWorker(
   await coverFromNowOn(pool);
   const deploy = await deployOf(pool, version);
   // Opened once nothing can fail any more that would leave it open.
-  const connection = workerConnection({ url: config.REDIS_URL, prefix: config.REDIS_PREFIX }, onError('Redis'));
+  const connection = workerConnection(redisAddress(config), onError('Redis'));
   const work = queueWorkers({ config, log, connection });
   const deps = { pool, queues, policy };
   const ensure = async () => {

@@ -12,6 +12,7 @@ test('with both servers given, everything else has a default', () => {
   const { WORKER_CONCURRENCY, ...config } = readConfig(servers);
   expect(config).toEqual({
     ...servers,
+    REDIS_CLUSTER: false,
     REDIS_PREFIX: '{hourhand}',
     PORT: 3000,
     HOST: '127.0.0.1',
@@ -52,6 +53,8 @@ test('every variable is read, and read as what it is', () => {
   expect(
     readConfig({
       ...servers,
+      REDIS_URL: 'redis://redis.example',
+      REDIS_CLUSTER: 'true',
       REDIS_PREFIX: '{calls-2.eu}',
       PORT: '0',
       HOST: '::1',
@@ -85,6 +88,8 @@ test('every variable is read, and read as what it is', () => {
     }),
   ).toEqual({
     ...servers,
+    REDIS_URL: 'redis://redis.example',
+    REDIS_CLUSTER: true,
     REDIS_PREFIX: '{calls-2.eu}',
     PORT: 0,
     HOST: '::1',
@@ -255,6 +260,26 @@ describe('what a wrong URL holds is not shown', () => {
     expect(said).toBe(`${name}: ${says}, got (not shown)`);
     expect(said).not.toContain('hunter2');
   });
+
+  test.each([
+    [
+      { REDIS_CLUSTER: 'true' },
+      'REDIS_URL: expected no database beside REDIS_CLUSTER=true, for a cluster has 0 alone, got another (not shown)',
+    ],
+    [
+      { REDIS_URL: 'redis://:pw-of-100%-ada@redis.example' },
+      'REDIS_URL: expected each % of its user and password to be written %25, got (not shown)',
+    ],
+  ])('nor what is in it that does not fit: %s', (env, says) => {
+    expect(problems({ ...servers, ...env })).toBe(says);
+  });
+
+  test.each(['redis://redis.example', 'redis://redis.example/', 'rediss://redis.example/0'])(
+    '%s names a node of a cluster',
+    (url) => {
+      expect(() => readConfig({ ...servers, REDIS_URL: url, REDIS_CLUSTER: 'true' })).not.toThrow();
+    },
+  );
 
   test('nor that of a right one beside it', () => {
     expect(problems({ ...servers, PORT: 'x' })).not.toContain('pw-of');

@@ -470,7 +470,7 @@ describe('health', () => {
     expect([status, JSON.parse(text).status]).toEqual([200, 'ok']);
     expect(headers['cache-control']).toBe('no-store');
     expect(found(text)).toEqual({
-      redis: 'true: PONG',
+      redis: 'true: an answer',
       'redis maxmemory-policy': 'true: noeviction',
       postgres: 'true: an answer',
       migrations: 'true: all applied',

@@ -3,6 +3,7 @@
 import { setTimeout as sleep } from 'node:timers/promises';
 import type { Connections } from '../connections.ts';
 import { backfillHours, backfillUser } from '../producers/hours.ts';
+import { workersOn } from '../queues/redis.ts';
 import { type Only, startOfRunningHour, surveyHours } from '../store/ledger.ts';
 import { marksLeft } from '../store/marks.ts';
 import { type HourLine, settledHours } from '../store/progress.ts';
@@ -112,7 +113,7 @@ async function until(connections: Connections, total: number, look: () => Promis
       idleLooks = found === before ? idleLooks + 1 : 0;
       before = found;
       // Asked for again and again, for Redis may be away: what counts is in Postgres.
-      if (idleLooks % 40 === 20 && (await connections.queues.hours.getWorkersCount().catch(() => 1)) === 0) {
+      if (idleLooks % 40 === 20 && (await workersOn(connections.queues.hours)) === 0) {
         progress.note('no worker is there to roll them up: start one with hourhand worker');
       }
       await sleep(250);

@@ -4,13 +4,13 @@ import { readFile } from 'node:fs/promises';
 import { text } from 'node:stream/consumers';
 import { setTimeout as sleep } from 'node:timers/promises';
 import Table from 'cli-table3';
-import type { Connections } from '../connections.ts';
+import { type Connections, redisAddress } from '../connections.ts';
 import { requestCheck } from '../producers/models.ts';
 import { listModels } from '../providers/ask.ts';
 import { guessType } from '../providers/guess-type.ts';
 import { readProviders } from '../providers/read-file.ts';
 import { queueWorkers } from '../queue-worker.ts';
-import { workerConnection } from '../queues/redis.ts';
+import { workerConnection, workersOn } from '../queues/redis.ts';
 import { type Check, checkOf, probesAnswered, probesSpent } from '../store/checks.ts';
 import { type StatusLine, statusLines } from '../store/model-status.ts';
 import { discoverModels, forgetModels, giveProviders, providerIds, providerOf } from '../store/models.ts';
@@ -103,7 +103,8 @@ export async function checkNow(
   { models, probe, requestedBy }: CheckOptions,
 ): Promise<number> {
   const interval = await connections.modelPolicy.interval();
-  const alone = (await connections.queues.checks.getWorkersCount()) === 0;
+  // Where nobody says whether somebody is there, one more does no harm.
+  const alone = ((await workersOn(connections.queues.checks)) ?? 0) === 0;
   const asked = await requestCheck(connections, { names: models, probe, requestedBy, interval });
   const workers = alone ? workHere(connections) : undefined;
   try {
@@ -149,7 +150,7 @@ async function ended({ pool, queues }: Connections, id: number): Promise<Check> 
       const { probes, answered } = await probesAnswered(pool, id);
       progress.update(answered, probes);
       // Not at once: a worker may be on its way to take the place of another.
-      alone = (await queues.checks.getWorkersCount().catch(() => 1)) === 0 ? alone + 1 : 0;
+      alone = (await workersOn(queues.checks)) === 0 ? alone + 1 : 0;
       if (alone > GONE_LOOKS) {
         throw new Error('the workers that looked at the models are gone: start one with hourhand worker');
       }
@@ -163,7 +164,7 @@ async function ended({ pool, queues }: Connections, id: number): Promise<Check> 
 /** The workers that a check needs, in this process. */
 function workHere(connections: Connections): { stop(): Promise<void> } {
   const { config, log } = connections;
-  const connection = workerConnection({ url: config.REDIS_URL, prefix: config.REDIS_PREFIX }, () => {});
+  const connection = workerConnection(redisAddress(config), () => {});
   const workers = checkWorkers(queueWorkers({ config, log, connection }), connections, process.env);
   return {
     stop: async () => {

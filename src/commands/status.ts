@@ -3,6 +3,7 @@
 import Table from 'cli-table3';
 import type { Connections } from '../connections.ts';
 import { inspectScheduler, wishes } from '../producers/schedules.ts';
+import { workersOn } from '../queues/redis.ts';
 import { auditStatus } from '../store/audit.ts';
 import { ledgerStatus } from '../store/progress.ts';
 import { olderTransactions } from '../store/seam.ts';
@@ -30,7 +31,7 @@ export async function gatherStatus({ pool, queues, config }: Connections) {
       )) as Record<string, number>),
     })),
   );
-  const workers = await queues.hours.getWorkersCount().catch(() => null);
+  const workers = (await workersOn(queues.hours)) ?? null;
   return {
     now: ledger.now,
     watermark: ledger.watermark && hourOf(ledger.watermark),

@@ -4,7 +4,7 @@ import { setTimeout as sleep } from 'node:timers/promises';
 import { Router } from 'express';
 import type { Connections } from '../connections.ts';
 import { inspectScheduler, type Wish, wishes } from '../producers/schedules.ts';
-import { maxmemoryPolicy } from '../queues/redis.ts';
+import { askForKey, maxmemoryPolicy } from '../queues/redis.ts';
 import { reasonOf } from '../store/db.ts';
 import { pendingMigrations } from '../store/migrate.ts';
 
@@ -14,7 +14,7 @@ const fresh = { 'Cache-Control': 'no-store' };
 type Finding = { ok: boolean; expected: string; found: string };
 
 /**
- * `/healthz` answers for as long as the process lives, and asks nobody. `/readyz` asks Redis, PostgreSQL and the
+ * `/healthz` askForKey for as long as the process lives, and asks nobody. `/readyz` asks Redis, PostgreSQL and the
  * schedulers each time, all at once and for two seconds at most: 200 when each is as it must be, else 503; in either case
  * what was expected and what was found.
  */
@@ -28,7 +28,10 @@ export function health(
   });
   router.get('/readyz', async (_req, res) => {
     const checks = await Promise.all([
-      check('redis', 'an answer within 2 s', async () => ({ ok: true, found: await redis.ping() })),
+      check('redis', 'an answer within 2 s', async () => {
+        await askForKey(redis, config.REDIS_PREFIX);
+        return { ok: true, found: 'an answer' };
+      }),
       check('redis maxmemory-policy', 'noeviction', async () => {
         const found = await maxmemoryPolicy(redis);
         return { ok: found === 'noeviction' || found.startsWith('unknown'), found };

@@ -1,84 +1,154 @@
 // How is Redis reached?
 
 import { Queue } from 'bullmq';
-import { Redis, type RedisOptions } from 'ioredis';
+import { Cluster, Redis, type RedisOptions } from 'ioredis';
 import { auditHours } from './audit.ts';
 import { announceTransition, checkModels, probeModel } from './models.ts';
 import { failStaleCalls } from './stale.ts';
 import { rollUpHour, rollUpMarks, rollUpUsers } from './stats.ts';
 
 export interface RedisAddress {
+  /** Of a server, or of any node of a cluster. */
   readonly url: string;
+  readonly cluster?: boolean;
   /** In braces, so that all keys of a queue are on one node of a cluster. */
   readonly prefix: string;
 }
 
+export type RedisConnection = Redis | Cluster;
+
 /** A replica that was a master a moment ago answers READONLY: reconnect and send again (2), or it is a hot loop. */
 const reconnectOnError = (error: Error) => (error.message.startsWith('READONLY') ? 2 : false);
 
+const retryStrategy = (times: number) => Math.min(100 * 2 ** times, 2_000);
+
 /**
- * A connection for adding jobs: while Redis is away it fails within about two seconds instead of waiting for it. An add
+ * A connection for adding jobs: while Redis is away it fails within a few seconds instead of waiting for it. An add
  * that failed may have happened; all are deduplicated.
  */
-export function producerConnection({ url }: RedisAddress, onError: (error: Error) => void): Redis {
-  return open(url, onError, { enableOfflineQueue: false, maxRetriesPerRequest: 1, commandTimeout: 5_000 });
+export function producerConnection(address: RedisAddress, onError: (error: Error) => void): RedisConnection {
+  return open(address, onError, { enableOfflineQueue: false, maxRetriesPerRequest: 1, commandTimeout: 5_000 });
 }
 
 /** A connection for working: it waits for Redis as long as it takes. */
-export function workerConnection({ url }: RedisAddress, onError: (error: Error) => void): Redis {
-  return open(url, onError, { maxRetriesPerRequest: null });
+export function workerConnection(address: RedisAddress, onError: (error: Error) => void): RedisConnection {
+  return open(address, onError, { maxRetriesPerRequest: null });
 }
 
-function open(url: string, onError: (error: Error) => void, options: RedisOptions): Redis {
-  const redis = new Redis(url, {
-    ...options,
-    connectTimeout: 5_000,
-    retryStrategy: (times) => Math.min(100 * 2 ** times, 2_000),
-    reconnectOnError,
-  });
-  redis.on('error', onError);
+function open(
+  { url, cluster }: RedisAddress,
+  onError: (error: Error) => void,
+  options: RedisOptions,
+): RedisConnection {
+  const common = { ...options, connectTimeout: 5_000, reconnectOnError };
+  const redis = cluster ? openCluster(url, common) : new Redis(url, { ...common, retryStrategy });
+  onErrors(redis, onError);
   return redis;
 }
+
+/** All nodes are asked with the user, the password and the TLS of the one that is named. */
+function openCluster(url: string, { enableOfflineQueue = true, ...options }: RedisOptions): Cluster {
+  const { protocol, username, password } = new URL(url);
+  return new Cluster([url], {
+    enableOfflineQueue,
+    clusterRetryStrategy: retryStrategy,
+    slotsRefreshTimeout: 5_000,
+    // Names stay names: a certificate is for the name, not for the address that it has today.
+    dnsLookup: (name, done) => done(null, name),
+    redisOptions: {
+      ...options,
+      username: decodeURIComponent(username),
+      password: decodeURIComponent(password),
+      ...(protocol === 'rediss:' ? { tls: {} } : {}),
+    },
+  });
+}
+
+/** A cluster tells of its nodes one by one, and then only that none was left. */
+function onErrors(redis: RedisConnection, tell: (error: Error & { lastNodeError?: Error }) => void): () => void {
+  const last = (error: Error & { lastNodeError?: Error }) => tell(error.lastNodeError ?? error);
+  redis.on('error', last);
+  redis.on('node error', last);
+  return () => {
+    redis.off('error', last);
+    redis.off('node error', last);
+  };
+}
+
+/** What no waiting mends: a certificate or a password that is refused, and a server that is in no cluster. */
+const isFinal = ({ message, code = '' }: Error & { code?: string }) =>
+  /^(WRONGPASS|NOAUTH|NOPERM|ERR This instance has cluster support disabled)/.test(message) ||
+  /CERT|EPROTO|UNABLE_TO_VERIFY/.test(code);
 
 /**
  * Wait until a connection is ready.
  *
- * @throws {Error} when it is not within `ms`, with Redis' last error
+ * @throws {Error} when it is not within `ms`, or will never be, with Redis' last error
  */
-export async function untilReady(redis: Redis, ms: number): Promise<void> {
-  let last: Error | undefined;
-  const remember = (error: Error) => {
-    last = error;
-  };
-  redis.on('error', remember);
+export async function untilReady(redis: RedisConnection, ms: number): Promise<void> {
+  let off = () => {};
+  let timer: NodeJS.Timeout | undefined;
   try {
     await new Promise<void>((resolve, reject) => {
       if (redis.status === 'ready') return resolve();
-      const timer = setTimeout(
-        () => reject(new Error(`Redis: not ready within ${ms / 1000} s: ${last?.message ?? 'no answer'}`)),
-        ms,
-      );
-      redis.once('ready', () => {
-        clearTimeout(timer);
-        resolve();
+      let last: Error | undefined;
+      off = onErrors(redis, (error) => {
+        last = error;
+        if (isFinal(error)) reject(new Error(`Redis: not ready: ${error.message}`));
       });
+      const late = () => new Error(`Redis: not ready within ${ms / 1000} s: ${last?.message ?? 'no answer'}`);
+      timer = setTimeout(() => reject(late()), ms);
+      redis.once('ready', resolve);
     });
   } finally {
-    redis.off('error', remember);
+    clearTimeout(timer);
+    off();
   }
   // A database that is not there is only an event to the client, which then goes on in database 0.
-  await redis.select(redis.options.db ?? 0);
+  if (redis instanceof Redis) await redis.select(redis.options.db ?? 0);
+}
+
+/**
+ * Ask for a key of ours: the server, or the node of a cluster that has our keys, answers.
+ *
+ * @throws {Error} also where they are not there, or not for us
+ */
+export async function askForKey(redis: RedisConnection, prefix: string): Promise<void> {
+  try {
+    await redis.exists(`${prefix}:any`);
+  } catch (cause) {
+    const said = cause instanceof Error ? cause.message : String(cause);
+    const moved = said.startsWith('MOVED ') && 'it is one node of a Redis Cluster: set REDIS_CLUSTER=true';
+    throw new Error(`Redis: no answer about ${prefix}: ${moved || said}`, { cause });
+  }
+}
+
+/** How many work on a queue; undefined where Redis does not say, for it does not tell every user. */
+export async function workersOn(queue: Queue): Promise<number | undefined> {
+  return queue.getWorkersCount().catch(() => undefined);
+}
+
+/** The servers that hold keys. */
+export function mastersOf(redis: RedisConnection): Redis[] {
+  return redis instanceof Cluster ? redis.nodes('master') : [redis];
 }
 
 /** What Redis does when its memory is full. It may not tell everyone, and need not: what it does not say is unknown, and no reason to be found wanting. */
-export async function maxmemoryPolicy(redis: Redis): Promise<string> {
+export async function maxmemoryPolicy(redis: RedisConnection): Promise<string> {
   try {
-    const info = await redis.info('memory');
-    return /^maxmemory_policy:(\S+)/m.exec(info)?.[1] ?? 'unknown: INFO does not say';
+    const policies = await Promise.all(mastersOf(redis).map(policyOf));
+    // Any node may have our keys tomorrow.
+    return policies.find((policy) => policy !== NO_EVICTION) ?? NO_EVICTION;
   } catch (error) {
     if (error instanceof Error && error.name === 'ReplyError') return `unknown: ${error.message}`;
     throw error;
   }
+}
+
+const NO_EVICTION = 'noeviction';
+
+async function policyOf(redis: Redis): Promise<string> {
+  return /^maxmemory_policy:(\S+)/m.exec(await redis.info('memory'))?.[1] ?? 'unknown: INFO does not say';
 }
 
 export interface Queues {
@@ -98,7 +168,7 @@ export interface Queues {
 }
 
 /** Every queue, on one connection that the caller keeps and closes. Parents and children never share one. */
-export function openQueues(connection: Redis, prefix: string): Queues {
+export function openQueues(connection: RedisConnection, prefix: string): Queues {
   const open = (name: string) => {
     const queue = new Queue(name, { connection, prefix, streams: { events: { maxLen: 1_000 } } });
     // The connection's owner reports its errors, once.

@@ -129,7 +129,7 @@ describe.concurrent('schedulers', () => {
 
   test('5: FLUSHALL while children run: the hour is redone and closed, with right rows', async () => {
     await using servers = await ownServers('flushed-busy', 'redis');
-    await using hourhand = await startHourhand({ LOG_LEVEL: 'info', WORKER_CONCURRENCY: '1' }, servers);
+    await using hourhand = await startHourhand({ LOG_LEVEL: 'info', WORKER_CONCURRENCY: '1', ...servers.env });
     const hour = h('2026-08-20T13');
     await hourhand.record(...Array.from({ length: 20 }, (_, i) => ({ user: `u${i}`, at: '2026-08-20T13:10:00Z' })));
     await straggle(hourhand, 'u1', 3);

@@ -15,7 +15,7 @@ const users = ['ada', 'bob', 'cyd'];
 describe.concurrent('Redis', () => {
   test('23: kill -9 with an append-only file, and a restart: every user is rolled up at most twice', async () => {
     await using servers = await ownServers('killed', 'redis');
-    await using hourhand = await startHourhand({ LOG_LEVEL: 'info', WORKER_CONCURRENCY: '2' }, servers);
+    await using hourhand = await startHourhand({ LOG_LEVEL: 'info', WORKER_CONCURRENCY: '2', ...servers.env });
     await recordAll(hourhand);
     await countRollUps(hourhand);
     await straggle(hourhand, 'ada', 2, 3);
@@ -35,8 +35,8 @@ describe.concurrent('Redis', () => {
 
   test('24: CLIENT KILL TYPE normal, again and again: nothing is lost', async () => {
     await using servers = await ownServers('cut', 'redis');
-    await using hourhand = await startHourhand({ LOG_LEVEL: 'info', WORKER_CONCURRENCY: '2' }, servers);
-    await using admin = await connectTo(servers.redisUrl);
+    await using hourhand = await startHourhand({ LOG_LEVEL: 'info', WORKER_CONCURRENCY: '2', ...servers.env });
+    await using admin = await connectTo(servers.env.REDIS_URL);
     await recordAll(hourhand);
     const { children } = await startWorkers(hourhand, 2);
     await hourhand.backfill(h('2026-08-20T00'), h('2026-08-20T23'));
@@ -53,8 +53,8 @@ describe.concurrent('Redis', () => {
 
   test('25: a read-only replica for a while, as in a fail-over: it recovers, and says little meanwhile', async () => {
     await using servers = await ownServers('replica', 'redis');
-    await using hourhand = await startHourhand({ LOG_LEVEL: 'info' }, servers);
-    await using admin = await connectTo(servers.redisUrl);
+    await using hourhand = await startHourhand({ LOG_LEVEL: 'info', ...servers.env });
+    await using admin = await connectTo(servers.env.REDIS_URL);
     await recordAll(hourhand);
     const { worker, lines } = await startWorkers(hourhand, 1);
     await straggle(hourhand, 'ada', 1, 24);
@@ -76,8 +76,8 @@ describe.concurrent('Redis', () => {
 
   test('26: no memory left: it says little and works little, and recovers when memory returns', async () => {
     await using servers = await ownServers('full', 'redis');
-    await using hourhand = await startHourhand({ LOG_LEVEL: 'info' }, servers);
-    await using admin = await connectTo(servers.redisUrl);
+    await using hourhand = await startHourhand({ LOG_LEVEL: 'info', ...servers.env });
+    await using admin = await connectTo(servers.env.REDIS_URL);
     await recordAll(hourhand);
     const { worker, lines } = await startWorkers(hourhand, 1);
     await straggle(hourhand, 'ada', 1, 24);
@@ -120,7 +120,7 @@ describe.concurrent('27: a server that is down', () => {
     ['postgres', 'silent'],
   ] as const)('at SIGTERM, %s %s: the worker ends all the same', async ([server, how]) => {
     await using servers = await ownServers(`${server}-${how}`, server);
-    await using hourhand = await startHourhand({ LOG_LEVEL: 'info' }, servers);
+    await using hourhand = await startHourhand({ LOG_LEVEL: 'info', ...servers.env });
     await recordAll(hourhand);
     await straggle(hourhand, 'ada', 2, 24);
     const { worker } = await startWorkers(hourhand, 1);
@@ -140,7 +140,7 @@ describe.concurrent('27: a server that is down', () => {
 
 test('28: PostgreSQL is stopped at once and started again while children run: no process dies, and all converges', async () => {
   await using servers = await ownServers('stopped', 'postgres');
-  await using hourhand = await startHourhand({ LOG_LEVEL: 'info', WORKER_CONCURRENCY: '2' }, servers);
+  await using hourhand = await startHourhand({ LOG_LEVEL: 'info', WORKER_CONCURRENCY: '2', ...servers.env });
   await recordAll(hourhand);
   await straggle(hourhand, 'ada', 2, 6);
   const { children } = await startWorkers(hourhand, 2);

@@ -8,11 +8,13 @@ import { createInterface } from 'node:readline';
 import { setTimeout as sleep } from 'node:timers/promises';
 import { pathToFileURL } from 'node:url';
 import type { Queue } from 'bullmq';
+import type { Redis } from 'ioredis';
 import pg from 'pg';
 import { type Config, home, readConfig } from '../../src/config.ts';
 import { type Connections, openConnections } from '../../src/connections.ts';
 import { createLogger } from '../../src/logger.ts';
 import { backfillHours, enqueueOwed } from '../../src/producers/hours.ts';
+import { mastersOf } from '../../src/queues/redis.ts';
 import { Sql } from '../../src/store/db.ts';
 import { cover } from '../../src/store/ranges.ts';
 import { endOf, type Hour, ordinalOf, startOf } from '../../src/time/hour.ts';
@@ -43,23 +45,20 @@ const FAULTS = pathToFileURL(path.join(home, 'test/support/faults.mjs')).href;
 
 export type Hourhand = Awaited<ReturnType<typeof startHourhand>>;
 
-/** Everything is given by the environment, as to a process: `env` adds to it. With servers of a test's own it is alone on them. */
-export async function startHourhand(
-  env: Record<string, string> = {},
-  { databaseUrl, redisUrl, ...options }: { locale?: string; databaseUrl?: string; redisUrl?: string } = {},
-) {
-  const database = databaseUrl ? undefined : await createDatabase(options);
-  const prefix = `{test-${randomBytes(6).toString('hex')}}`;
-  const environment = {
+/** Everything is given by the environment, as to a process: `env` adds to it, and may name servers of a test's own. */
+export async function startHourhand(env: Record<string, string> = {}, options: { locale?: string } = {}) {
+  const database = env.DATABASE_URL === undefined ? await createDatabase(options) : undefined;
+  const prefix = env.REDIS_PREFIX ?? `{test-${randomBytes(6).toString('hex')}}`;
+  const environment: Record<string, string> & { DATABASE_URL: string } = {
     LOG_LEVEL: 'silent',
     MODEL_CALL_STATS_CRON_TIME: 'off',
     LATE_DATA_SECONDS: '0',
     CLEANUP_STALE_MODEL_CALLS_CRON_TIME: 'off',
     CHECK_MODEL_STATUS_CRON_TIME: 'off',
     AUDIT_MODEL_CALL_STATS_CRON_TIME: 'off',
+    REDIS_URL: serverUrl('TEST_REDIS_URL'),
     ...env,
-    DATABASE_URL: databaseUrl ?? database?.url ?? '',
-    REDIS_URL: redisUrl ?? serverUrl('TEST_REDIS_URL'),
+    DATABASE_URL: database?.url ?? env.DATABASE_URL ?? '',
     REDIS_PREFIX: prefix,
     PORT: '0',
   };
@@ -70,6 +69,17 @@ export async function startHourhand(
   const { pool, queues, redis } = connections;
   const workers: { stop(): Promise<void> }[] = [];
   const children = new Set<ChildProcess>();
+
+  function spawnIn(env: Record<string, string>, args: string[]): ChildProcess {
+    const child = spawn(process.execPath, [path.join(home, 'dist', 'cli.js'), ...args], {
+      cwd: home,
+      env: { PATH: process.env.PATH, HOME: process.env.HOME, ...environment, ...env },
+      stdio: ['pipe', 'pipe', 'pipe'],
+    });
+    children.add(child);
+    child.once('exit', () => children.delete(child));
+    return child;
+  }
 
   const hourhand = {
     ...connections,
@@ -124,23 +134,11 @@ export async function startHourhand(
       ),
 
     /** A real process of the built command line. */
-    spawn: (...args: string[]): ChildProcess => hourhand.broken({}, ...args),
+    spawn: (...args: string[]): ChildProcess => spawnIn({}, args),
 
-    /** One that goes wrong: FAULT is one of test/support/faults.mjs, CLOCK_MINUTES is how fast its clock is. */
-    broken(how: { FAULT?: string; CLOCK_MINUTES?: string }, ...args: string[]): ChildProcess {
-      const faulty = Object.keys(how).length > 0 ? { ...how, NODE_OPTIONS: `--import=${FAULTS}` } : {};
-      const child = spawn(process.execPath, [path.join(home, 'dist', 'cli.js'), ...args], {
-        cwd: home,
-        env: { PATH: process.env.PATH, HOME: process.env.HOME, ...environment, ...faulty },
-        stdio: ['pipe', 'pipe', 'pipe'],
-      });
-      children.add(child);
-      child.once('exit', () => children.delete(child));
-      return child;
-    },
-
-    async run(args: string[], input?: string | Buffer): Promise<Ran> {
-      const child = hourhand.spawn(...args);
+    /** @param env adds to the environment */
+    async run(args: string[], input?: string | Buffer, env: Record<string, string> = {}): Promise<Ran> {
+      const child = spawnIn(env, args);
       let [stdout, stderr] = ['', ''];
       child.stdout?.on('data', (chunk) => {
         stdout += chunk;
@@ -207,17 +205,21 @@ export async function startHourhand(
     async [Symbol.asyncDispose](): Promise<void> {
       for (const child of children) child.kill('SIGKILL');
       await Promise.all(workers.map((worker) => worker.stop()));
-      for (let cursor = '0'; !redisUrl; ) {
-        const [next, keys] = await redis.scan(cursor, 'MATCH', `${prefix}:*`, 'COUNT', 1_000);
-        if (keys.length > 0) await redis.unlink(...keys);
-        cursor = next;
-        if (cursor === '0') break;
-      }
+      await Promise.all(mastersOf(redis).map((node) => forget(node, prefix)));
       await connections.close();
       await database?.[Symbol.asyncDispose]();
     },
   };
   return hourhand;
+}
+
+async function forget(redis: Redis, prefix: string): Promise<void> {
+  for (let cursor = '0'; ; ) {
+    const [next, keys] = await redis.scan(cursor, 'MATCH', `${prefix}:*`, 'COUNT', 1_000);
+    if (keys.length > 0) await redis.unlink(...keys);
+    cursor = next;
+    if (cursor === '0') break;
+  }
 }
 
 /** Wait for a state, never for a duration: look until it holds, or say what was last seen. */

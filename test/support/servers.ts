@@ -26,8 +26,7 @@ export async function ownServers(name: string, ...which: Server[]) {
     return pid;
   };
   return {
-    ...(wanted.postgres ? { databaseUrl } : {}),
-    ...(wanted.redis ? { redisUrl } : {}),
+    env: { ...(wanted.postgres ? { DATABASE_URL: databaseUrl } : {}), ...(wanted.redis ? { REDIS_URL: redisUrl } : {}) },
 
     /** SIGSTOP silences a server, until SIGCONT. */
     signal,
