@@ -1,5 +1,6 @@
 // What the tests use of servers.mjs.
 export const localTest: string;
+export const redisBinaries: string;
 export function startServers(options: {
   dir: string;
   postgres?: boolean;

@@ -101,15 +101,13 @@ describe.concurrent('schedulers', () => {
 
   test('4: FLUSHALL while idle: schedulers and limits are back with the next look', async () => {
     await using servers = await ownServers('flushed-idle', 'redis');
-    await using hourhand = await startHourhand(
-      {
-        LOG_LEVEL: 'info',
-        MODEL_CALL_STATS_CRON_TIME: yearly,
-        CLEANUP_STALE_MODEL_CALLS_CRON_TIME: yearly,
-        CHECK_MODEL_STATUS_CRON_TIME: yearly,
-      },
-      servers,
-    );
+    await using hourhand = await startHourhand({
+      LOG_LEVEL: 'info',
+      MODEL_CALL_STATS_CRON_TIME: yearly,
+      CLEANUP_STALE_MODEL_CALLS_CRON_TIME: yearly,
+      CHECK_MODEL_STATUS_CRON_TIME: yearly,
+      ...servers.env,
+    });
     const all = wishes(hourhand.queues, hourhand.config).filter(({ pattern }) => pattern === yearly);
     const stand = async () =>
       Promise.all(

@@ -1,0 +1,2 @@
+/** @see ports.mjs */
+export function freePort(wanted?: number): Promise<number>;

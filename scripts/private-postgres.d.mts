@@ -1,0 +1,10 @@
+/** @see private-postgres.mjs */
+export function startPostgres(options: {
+  home: string;
+  password: string;
+  passwordIsNew: boolean;
+  database: string;
+  throwAway: boolean;
+  port?: number;
+}): Promise<{ pid: number; port: number }>;
+export function stopPostgres(home: string, patience?: number): Promise<void>;

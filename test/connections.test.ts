@@ -1,0 +1,263 @@
+// Ways to both servers: a cluster, a user of few rights, TLS; the main job runs over each, and no secret is told.
+
+import { randomBytes } from 'node:crypto';
+import { inspect } from 'node:util';
+import { afterAll, beforeAll, describe, expect, test } from 'vitest';
+import { migrations, readConfig } from '../src/config.ts';
+import { openConnections } from '../src/connections.ts';
+import { createLogger } from '../src/logger.ts';
+import { maxmemoryPolicy } from '../src/queues/redis.ts';
+import { migrate } from '../src/store/migrate.ts';
+import { giveProviders } from '../src/store/models.ts';
+import { serverUrl } from './support/database.ts';
+import { type Hourhand, h, startHourhand, until } from './support/hourhand.ts';
+import { redisHere, redisSpeaksTls, startCluster, startTlsServers } from './support/cluster-and-tls.ts';
+
+if (!redisHere) console.log('skipped: no redis-server is on this machine for a cluster of our own');
+if (!redisSpeaksTls) console.log('skipped: the Redis of this machine is built without TLS');
+
+const MODEL = { model: 'gpt', type: 'chatCompletion' } as const;
+
+/** In a URL it reads s3cr3t%2Fof%20ada%25. */
+const SECRET = 's3cr3t/of ada%';
+const hours = [h('2026-08-20T13'), h('2026-08-20T14')] as const;
+
+/** Of few users: each has a job of its own. */
+const calls = hours.flatMap((hour) =>
+  ['ada', 'bob', 'eve'].map((user) => ({ user, at: `${hour}:10:00Z`, tokens: 7, credits: '0.00000003' })),
+);
+
+/** The hours are asked for, rolled up by children, and closed, with the right rows in the end. */
+async function rollsUp(hourhand: Hourhand): Promise<void> {
+  await hourhand.record(...calls);
+  await hourhand.backfill(...hours);
+  for (const hour of hours) await hourhand.reaches(hour, 'closed');
+  expect(await hourhand.wrong()).toEqual([]);
+  expect(await hourhand.stat('ada', hours[1])).toMatchObject({ totalUsage: '7', totalCredits: '0.00000003' });
+  expect(await hourhand.queues.users.getCompletedCount()).toBe(calls.length);
+}
+
+describe.skipIf(!redisHere)('a Redis Cluster of three nodes', () => {
+  let cluster: Awaited<ReturnType<typeof startCluster>>;
+  let hourhand: Hourhand;
+  beforeAll(async () => {
+    cluster = await startCluster('secret-of-all-nodes');
+    hourhand = await startHourhand({
+      REDIS_URL: cluster.url,
+      REDIS_CLUSTER: 'true',
+      MODEL_CALL_STATS_CRON_TIME: '0 1 * * * *',
+    });
+  });
+  afterAll(async () => {
+    await hourhand?.[Symbol.asyncDispose]();
+    await cluster?.[Symbol.asyncDispose]();
+  });
+
+  test('runs the main job; all keys are on the node of their prefix', async () => {
+    await hourhand.work();
+    await rollsUp(hourhand);
+    const keys = await Promise.all(cluster.nodes.map((node) => node.keys('*')));
+    const [ours, ...others] = keys.sort((a, b) => b.length - a.length);
+    expect(ours?.every((key) => key.startsWith(`${hourhand.prefix}:`))).toBe(true);
+    expect(others).toEqual([[], []]);
+  });
+
+  test('has its workers counted and its schedulers shown, whichever node they are on', async () => {
+    await hourhand.work();
+    await until(
+      () => hourhand.queues.hours.getWorkersCount(),
+      (workers) => workers === 2,
+    );
+    const { code, stdout } = await hourhand.run(['status']);
+    expect(code).toBe(0);
+    expect(stdout).toMatch(/^workers {5}2$/m);
+    expect(stdout).toMatch(/^scheduler {3}model\.call\.stats live/m);
+  });
+
+  test('is known for one though nobody says so', async () => {
+    const { DATABASE_URL } = hourhand.environment;
+    const refusals = await Promise.all(
+      // One of them has the keys, and takes us.
+      cluster.nodes.map(({ options: { port } }) =>
+        refusal(
+          { DATABASE_URL, REDIS_URL: `redis://:${cluster.password}@127.0.0.1:${port}` },
+          cluster.password,
+        ).catch(({ message }) => message),
+      ),
+    );
+    const moved = 'Redis: no answer about {none}: it is one node of a Redis Cluster: set REDIS_CLUSTER=true';
+    expect(refusals.sort()).toEqual([moved, moved, 'they were taken']);
+  });
+
+  test('says so if any of its nodes may throw jobs away', async () => {
+    expect(await maxmemoryPolicy(hourhand.redis)).toBe('noeviction');
+    await cluster.nodes[1]?.config('SET', 'maxmemory-policy', 'allkeys-lru');
+    expect(await maxmemoryPolicy(hourhand.redis)).toBe('allkeys-lru');
+    await cluster.nodes[1]?.config('SET', 'maxmemory-policy', 'noeviction');
+  });
+});
+
+test('a user of Redis with no more than the rights that the manual names runs the main job, and each command', async () => {
+  const name = randomBytes(6).toString('hex');
+  const REDIS_PREFIX = `{test-${name}}`;
+  await using admin = await startHourhand();
+  const rights = [`~${REDIS_PREFIX}:*`, '&*', '+@all', '-@dangerous', '+info'];
+  await admin.redis.acl('SETUSER', name, 'reset', 'on', `>${SECRET}`, ...rights);
+  const REDIS_URL = redisUrl(name, encodeURIComponent(SECRET));
+  try {
+    await using hourhand = await startHourhand({ REDIS_URL, REDIS_PREFIX, MODEL_PROBES_PER_HOUR: '0' });
+    await hourhand.work();
+    await rollsUp(hourhand);
+    await giveProviders(hourhand.pool, [
+      { id: 'openai', baseUrl: 'https://127.0.0.1:1', apiKeyEnv: 'NONE', concurrency: 1, models: [MODEL] },
+    ]);
+    const [status, check, other] = await Promise.all([
+      hourhand.run(['status']),
+      hourhand.run(['models', 'check']),
+      refusal({ DATABASE_URL: hourhand.environment.DATABASE_URL, REDIS_URL, REDIS_PREFIX: '{of-another}' }),
+    ]);
+    // Who is connected is told to administrators alone.
+    expect(status).toMatchObject({ code: 0, stderr: '', stdout: expect.stringMatching(/^workers {5}unknown$/m) });
+    expect(check).toMatchObject({ code: 0, stderr: expect.stringContaining('1 models looked at') });
+    expect(other).toMatch(/^Redis: no answer about \{of-another\}: NOPERM/);
+    expect(inspect([hourhand.logged, status, check])).not.toContain('s3cr3t');
+  } finally {
+    await admin.redis.acl('DELUSER', name);
+  }
+});
+
+describe.skipIf(!redisSpeaksTls)('TLS, with a certificate of an authority of our own', () => {
+  let servers: Awaited<ReturnType<typeof startTlsServers>>;
+  beforeAll(async () => {
+    servers = await startTlsServers();
+    await migrate(servers.tls.databaseUrl, migrations);
+  });
+  afterAll(() => servers?.[Symbol.asyncDispose]());
+
+  test('runs the main job over it, to both servers, and tells no password at any level of the log', async () => {
+    // Node reads further authorities as a process starts, so this process goes without TLS to Redis.
+    await using hourhand = await startHourhand({
+      DATABASE_URL: servers.tls.databaseUrl,
+      REDIS_URL: servers.plain.redisUrl,
+      LOG_LEVEL: 'trace',
+    });
+    Object.assign(hourhand.environment, { REDIS_URL: servers.tls.redisUrl, NODE_EXTRA_CA_CERTS: servers.ca });
+    const worker = hourhand.spawn('worker');
+    let said = '';
+    worker.stdout?.on('data', (chunk) => {
+      said += chunk;
+    });
+    worker.stderr?.on('data', (chunk) => {
+      said += chunk;
+    });
+    await rollsUp(hourhand);
+    const connected = await hourhand.pool.$queryRaw`
+      select application_name as name, bool_and(ssl) as ssl from pg_stat_ssl join pg_stat_activity using (pid)
+       where application_name like 'hourhand%' group by 1`;
+    expect(connected).toEqual([{ name: 'hourhand', ssl: true }]);
+    const clients = `${await hourhand.redis.client('LIST')}`.split('\n').filter((line) => line.includes(' name={'));
+    expect(clients.length > 0 && clients.every((line) => line.includes(`laddr=127.0.0.1:${servers.tlsPort} `))).toBe(
+      true,
+    );
+    const status = await hourhand.run(['status']);
+    expect(status).toMatchObject({ code: 0, stderr: '' });
+    expect(said).toContain('worker started');
+    expect(`${said}${status.stdout}`).not.toContain(servers.password);
+  });
+
+  const refused: [string, (of: typeof servers) => Record<string, string>, RegExp][] = [
+    [
+      'PostgreSQL, of an authority that nobody knows',
+      ({ plain }) => ({ ...urls(plain), DATABASE_URL: `${plain.databaseUrl}?sslmode=require` }),
+      /^PostgreSQL: not ready: .*(certificate|verify)/,
+    ],
+    [
+      'PostgreSQL, of another name',
+      ({ plain, tls }) => ({ ...urls(plain), DATABASE_URL: tls.databaseUrl.replace('127.0.0.1', 'localhost') }),
+      /^PostgreSQL: not ready: .*altnames/,
+    ],
+    [
+      'Redis, of an authority that nobody knows',
+      ({ plain, tls }) => ({ ...urls(plain), REDIS_URL: tls.redisUrl }),
+      /^Redis: not ready: .*(certificate|verify)/,
+    ],
+  ];
+  test.each(refused)('a certificate of %s is refused in seconds', async (_, env, says) => {
+    const begin = Date.now();
+    expect(await refusal(env(servers), servers.password)).toMatch(says);
+    expect(Date.now() - begin).toBeLessThan(5_000);
+  });
+});
+
+describe.concurrent('credentials that are not taken are not told', () => {
+  const secret = encodeURIComponent(SECRET);
+  const databaseUrl = (change: object) => Object.assign(new URL(serverUrl('TEST_DATABASE_URL')), change).href;
+  const DATABASE_URL = databaseUrl({ password: secret });
+  const REDIS_URL = redisUrl('default', secret);
+  let hourhand: Hourhand;
+  beforeAll(async () => {
+    hourhand = await startHourhand();
+  });
+  afterAll(() => hourhand?.[Symbol.asyncDispose]());
+
+  test.each([
+    ['a wrong password of PostgreSQL', { DATABASE_URL }, /^PostgreSQL: not ready: .*password authentication failed/],
+    [
+      'a PostgreSQL that nobody reaches',
+      { DATABASE_URL: `postgresql://ada:${secret}@127.0.0.1:1/calls` },
+      /^PostgreSQL: not ready: .*127\.0\.0\.1:1/,
+    ],
+    [
+      'an authority of PostgreSQL in no file',
+      { DATABASE_URL: databaseUrl({ username: 'ada', password: secret, search: 'sslrootcert=/no/such/file' }) },
+      /^PostgreSQL: not ready: .*\/no\/such\/file/,
+    ],
+    ['a wrong password of Redis', { REDIS_URL }, /^Redis: not ready: WRONGPASS/],
+    ['a wrong password of a Redis Cluster', { REDIS_URL, REDIS_CLUSTER: 'true' }, /^Redis: not ready: WRONGPASS/],
+    [
+      'a Redis that is in no cluster',
+      { REDIS_URL: serverUrl('TEST_REDIS_URL'), REDIS_CLUSTER: 'true' },
+      /^Redis: not ready: .*cluster support disabled/,
+    ],
+  ])('%s', async (_, env, says) => {
+    expect(await refusal({ ...urlsOf(hourhand), ...env })).toMatch(says);
+  });
+
+  test.each([
+    [['worker'], { REDIS_URL }, /^hourhand: Redis: not ready: WRONGPASS.*\n$/],
+    [['status'], { DATABASE_URL }, /^hourhand: PostgreSQL: not ready: .*\n$/],
+    [['migrate'], { DATABASE_URL }, /^hourhand: PostgreSQL: not ready: .*\n$/],
+    [['import', '-'], { DATABASE_URL }, /^hourhand: PostgreSQL: not ready: .*\n$/],
+  ])('by hourhand %s, at any level of the log', async (args, env, says) => {
+    const { code, stdout, stderr } = await hourhand.run(args, '', { ...env, LOG_LEVEL: 'trace' });
+    expect([code, stderr]).toEqual([1, expect.stringMatching(says)]);
+    expect(stdout + stderr).not.toContain('s3cr3t');
+  });
+});
+
+function redisUrl(username: string, password: string): string {
+  return Object.assign(new URL(serverUrl('TEST_REDIS_URL')), { username, password }).href;
+}
+
+function urlsOf({ environment: { DATABASE_URL, REDIS_URL = '' } }: Hourhand) {
+  return { DATABASE_URL, REDIS_URL };
+}
+
+function urls({ databaseUrl, redisUrl }: { databaseUrl: string; redisUrl: string }) {
+  return { DATABASE_URL: databaseUrl, REDIS_URL: redisUrl };
+}
+
+/** What ends a command that these servers do not take: in it, whatever lies behind it, and the log, there is no secret. */
+async function refusal(env: Record<string, string>, secret = 's3cr3t'): Promise<string> {
+  const logged: string[] = [];
+  const log = createLogger('trace', { write: (line: string) => void logged.push(line) });
+  const error = await openConnections(readConfig({ REDIS_PREFIX: '{none}', ...env }), log).then(
+    async ({ close }) => {
+      await close();
+      throw new Error('they were taken');
+    },
+    (error: Error) => error,
+  );
+  expect(inspect([error, logged], { depth: 20, showHidden: true })).not.toContain(secret);
+  return error.message;
+}
