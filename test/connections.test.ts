@@ -3,10 +3,12 @@
 import { randomBytes } from 'node:crypto';
 import { inspect } from 'node:util';
 import { afterAll, beforeAll, describe, expect, test } from 'vitest';
+import { gatherStatus } from '../src/commands/status.ts';
 import { migrations, readConfig } from '../src/config.ts';
 import { openConnections } from '../src/connections.ts';
 import { createLogger } from '../src/logger.ts';
 import { maxmemoryPolicy } from '../src/queues/redis.ts';
+import { connect } from '../src/store/db.ts';
 import { migrate } from '../src/store/migrate.ts';
 import { giveProviders } from '../src/store/models.ts';
 import { serverUrl } from './support/database.ts';
@@ -68,10 +70,8 @@ describe.skipIf(!redisHere)('a Redis Cluster of three nodes', () => {
       () => hourhand.queues.hours.getWorkersCount(),
       (workers) => workers === 2,
     );
-    const { code, stdout } = await hourhand.run(['status']);
-    expect(code).toBe(0);
-    expect(stdout).toMatch(/^workers {5}2$/m);
-    expect(stdout).toMatch(/^scheduler {3}model\.call\.stats live/m);
+    const { workers, schedulers } = await gatherStatus(hourhand);
+    expect([workers, schedulers[0]]).toMatchObject([2, { id: 'model.call.stats', state: 'live' }]);
   });
 
   test('is known for one though nobody says so', async () => {
@@ -111,16 +111,13 @@ test('a user of Redis with no more than the rights that the manual names runs th
     await giveProviders(hourhand.pool, [
       { id: 'openai', baseUrl: 'https://127.0.0.1:1', apiKeyEnv: 'NONE', concurrency: 1, models: [MODEL] },
     ]);
-    const [status, check, other] = await Promise.all([
-      hourhand.run(['status']),
-      hourhand.run(['models', 'check']),
-      refusal({ DATABASE_URL: hourhand.environment.DATABASE_URL, REDIS_URL, REDIS_PREFIX: '{of-another}' }),
-    ]);
     // Who is connected is told to administrators alone.
-    expect(status).toMatchObject({ code: 0, stderr: '', stdout: expect.stringMatching(/^workers {5}unknown$/m) });
+    expect((await gatherStatus(hourhand)).workers).toBe(null);
+    const check = await hourhand.run(['models', 'check']);
     expect(check).toMatchObject({ code: 0, stderr: expect.stringContaining('1 models looked at') });
-    expect(other).toMatch(/^Redis: no answer about \{of-another\}: NOPERM/);
-    expect(inspect([hourhand.logged, status, check])).not.toContain('s3cr3t');
+    const other = { ...urlsOf(hourhand), REDIS_PREFIX: '{of-another}' };
+    expect(await refusal(other)).toMatch(/^Redis: no answer about \{of-another\}: NOPERM/);
+    expect(inspect([hourhand.logged, check])).not.toContain('s3cr3t');
   } finally {
     await admin.redis.acl('DELUSER', name);
   }
@@ -159,10 +156,8 @@ describe.skipIf(!redisSpeaksTls)('TLS, with a certificate of an authority of our
     expect(clients.length > 0 && clients.every((line) => line.includes(`laddr=127.0.0.1:${servers.tlsPort} `))).toBe(
       true,
     );
-    const status = await hourhand.run(['status']);
-    expect(status).toMatchObject({ code: 0, stderr: '' });
     expect(said).toContain('worker started');
-    expect(`${said}${status.stdout}`).not.toContain(servers.password);
+    expect(said).not.toContain(servers.password);
   });
 
   const refused: [string, (of: typeof servers) => Record<string, string>, RegExp][] = [
@@ -177,6 +172,11 @@ describe.skipIf(!redisSpeaksTls)('TLS, with a certificate of an authority of our
       /^PostgreSQL: not ready: .*altnames/,
     ],
     [
+      'a node of a Redis Cluster, of an authority that nobody knows',
+      ({ plain, tls }) => ({ ...urls(plain), REDIS_URL: tls.redisUrl, REDIS_CLUSTER: 'true' }),
+      /^Redis: not ready: .*(certificate|verify)/,
+    ],
+    [
       'Redis, of an authority that nobody knows',
       ({ plain, tls }) => ({ ...urls(plain), REDIS_URL: tls.redisUrl }),
       /^Redis: not ready: .*(certificate|verify)/,
@@ -189,10 +189,26 @@ describe.skipIf(!redisSpeaksTls)('TLS, with a certificate of an authority of our
   });
 });
 
+test('options in the URL of PostgreSQL stand beside our own, which win', async () => {
+  await using hourhand = await startHourhand();
+  const url = new URL(hourhand.environment.DATABASE_URL);
+  url.search = 'options=-c%20search_path%3Delsewhere%20-c%20timezone%3DAsia/Tokyo';
+  const pool = connect(url.href, { connections: 1, onError: () => {} });
+  try {
+    const setting = (name: string) => pool.$queryRaw`select current_setting(${name}) as "is"`;
+    expect(await setting('search_path')).toEqual([{ is: 'elsewhere' }]);
+    expect(await setting('TimeZone')).toEqual([{ is: 'UTC' }]);
+    expect(await setting('statement_timeout')).toEqual([{ is: '5min' }]);
+  } finally {
+    await pool.$disconnect();
+  }
+});
+
 describe.concurrent('credentials that are not taken are not told', () => {
   const secret = encodeURIComponent(SECRET);
   const databaseUrl = (change: object) => Object.assign(new URL(serverUrl('TEST_DATABASE_URL')), change).href;
   const DATABASE_URL = databaseUrl({ password: secret });
+  const unread = databaseUrl({ password: secret, search: 'sslrootcert=/no/such/file' });
   const REDIS_URL = redisUrl('default', secret);
   let hourhand: Hourhand;
   beforeAll(async () => {
@@ -207,11 +223,7 @@ describe.concurrent('credentials that are not taken are not told', () => {
       { DATABASE_URL: `postgresql://ada:${secret}@127.0.0.1:1/calls` },
       /^PostgreSQL: not ready: .*127\.0\.0\.1:1/,
     ],
-    [
-      'an authority of PostgreSQL in no file',
-      { DATABASE_URL: databaseUrl({ username: 'ada', password: secret, search: 'sslrootcert=/no/such/file' }) },
-      /^PostgreSQL: not ready: .*\/no\/such\/file/,
-    ],
+    ['an authority of PostgreSQL in no file', { DATABASE_URL: unread }, /^PostgreSQL: not ready: .*\/no\/such\/file/],
     ['a wrong password of Redis', { REDIS_URL }, /^Redis: not ready: WRONGPASS/],
     ['a wrong password of a Redis Cluster', { REDIS_URL, REDIS_CLUSTER: 'true' }, /^Redis: not ready: WRONGPASS/],
     [
@@ -227,7 +239,7 @@ describe.concurrent('credentials that are not taken are not told', () => {
     [['worker'], { REDIS_URL }, /^hourhand: Redis: not ready: WRONGPASS.*\n$/],
     [['status'], { DATABASE_URL }, /^hourhand: PostgreSQL: not ready: .*\n$/],
     [['migrate'], { DATABASE_URL }, /^hourhand: PostgreSQL: not ready: .*\n$/],
-    [['import', '-'], { DATABASE_URL }, /^hourhand: PostgreSQL: not ready: .*\n$/],
+    [['import', '-'], { DATABASE_URL: unread }, /^hourhand: PostgreSQL: not ready: .*\/no\/such\/file'?\n$/],
   ])('by hourhand %s, at any level of the log', async (args, env, says) => {
     const { code, stdout, stderr } = await hourhand.run(args, '', { ...env, LOG_LEVEL: 'trace' });
     expect([code, stderr]).toEqual([1, expect.stringMatching(says)]);

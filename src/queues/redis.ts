@@ -88,12 +88,15 @@ const isFinal = ({ message, code = '' }: Error & { code?: string }) =>
 export async function untilReady(redis: RedisConnection, ms: number): Promise<void> {
   let off = () => {};
   let timer: NodeJS.Timeout | undefined;
+  // A cluster asks for its nodes on connections whose errors it keeps to itself: those that it keeps open tell why.
+  const reach = (node: Redis) => void node.connect().catch(() => {});
+  if (redis instanceof Cluster) redis.on('+node', reach).nodes().forEach(reach);
   try {
     await new Promise<void>((resolve, reject) => {
       if (redis.status === 'ready') return resolve();
       let last: Error | undefined;
       off = onErrors(redis, (error) => {
-        last = error;
+        if (!last || error.message !== 'Connection is closed.') last = error; // which says nothing of why
         if (isFinal(error)) reject(new Error(`Redis: not ready: ${error.message}`));
       });
       const late = () => new Error(`Redis: not ready within ${ms / 1000} s: ${last?.message ?? 'no answer'}`);
@@ -103,6 +106,7 @@ export async function untilReady(redis: RedisConnection, ms: number): Promise<vo
   } finally {
     clearTimeout(timer);
     off();
+    redis.off('+node', reach);
   }
   // A database that is not there is only an event to the client, which then goes on in database 0.
   if (redis instanceof Redis) await redis.select(redis.options.db ?? 0);
