@@ -12,6 +12,16 @@ export type Pool = PrismaClient;
 const MINUTE_MS = 60_000;
 
 /**
+ * How long a server may take to take a connection, and when a connection on which nothing comes is asked whether anybody is
+ * still there: after 30 seconds, and given up 10 later. Without, a statement waits for ever on a line that was cut.
+ */
+export const reach = {
+  connectionTimeoutMillis: 10_000,
+  keepAlive: true,
+  keepAliveInitialDelayMillis: 30_000,
+};
+
+/**
  * Open a pool of at most `connections`. Nothing is asked of the server before the first statement.
  *
  * A statement is given up after five minutes, and a transaction that sits idle after one: neither may hold an hour's
@@ -34,10 +44,17 @@ export function connect(
     work_mem: '64MB',
     jit: 'off',
   };
-  const options = Object.entries(settings).map(([name, value]) => `-c ${name}=${value}`);
+  const options = Object.entries(settings)
+    .map(([name, value]) => `-c ${name}=${value}`)
+    .join(' ');
   return new PrismaClient({
     adapter: new PrismaPg(
-      { connectionString: url, max: connections, options: options.join(' '), connectionTimeoutMillis: 10_000 },
+      {
+        connectionString: withOptions(url, options),
+        max: connections,
+        options,
+        ...reach,
+      },
       { onPoolError: onError, onConnectionError: onError },
     ),
     // Longer than any statement: the server ends them, the client only counts.
@@ -47,6 +64,15 @@ export function connect(
       maxWait: MINUTE_MS,
     },
   });
+}
+
+/** Those of a URL would take the place of ours: they come before them instead. */
+function withOptions(url: string, ours: string): string {
+  const address = new URL(url);
+  const theirs = address.searchParams.get('options');
+  if (theirs === null) return url;
+  address.searchParams.set('options', `${theirs} ${ours}`);
+  return address.href;
 }
 
 /**
