@@ -36,7 +36,11 @@ async function rollsUp(hourhand: Hourhand): Promise<void> {
   for (const hour of hours) await hourhand.reaches(hour, 'closed');
   expect(await hourhand.wrong()).toEqual([]);
   expect(await hourhand.stat('ada', hours[1])).toMatchObject({ totalUsage: '7', totalCredits: '0.00000003' });
-  expect(await hourhand.queues.users.getCompletedCount()).toBe(calls.length);
+  // The last of them ends a moment after it has closed its hour.
+  await until(
+    () => hourhand.queues.users.getCompletedCount(),
+    (children) => children === calls.length,
+  );
 }
 
 describe.skipIf(!redisHere)('a Redis Cluster of three nodes', () => {
@@ -156,7 +160,10 @@ describe.skipIf(!redisSpeaksTls)('TLS, with a certificate of an authority of our
     expect(clients.length > 0 && clients.every((line) => line.includes(`laddr=127.0.0.1:${servers.tlsPort} `))).toBe(
       true,
     );
-    expect(said).toContain('worker started');
+    await until(
+      async () => said,
+      () => said.includes('worker started'),
+    );
     expect(said).not.toContain(servers.password);
   });
 
