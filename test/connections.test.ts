@@ -11,9 +11,9 @@ import { maxmemoryPolicy } from '../src/queues/redis.ts';
 import { connect } from '../src/store/db.ts';
 import { migrate } from '../src/store/migrate.ts';
 import { giveProviders } from '../src/store/models.ts';
+import { redisHere, redisSpeaksTls, startCluster, startTlsServers } from './support/cluster-and-tls.ts';
 import { serverUrl } from './support/database.ts';
 import { type Hourhand, h, startHourhand, until } from './support/hourhand.ts';
-import { redisHere, redisSpeaksTls, startCluster, startTlsServers } from './support/cluster-and-tls.ts';
 
 if (!redisHere) console.log('skipped: no redis-server is on this machine for a cluster of our own');
 if (!redisSpeaksTls) console.log('skipped: the Redis of this machine is built without TLS');

@@ -133,7 +133,7 @@ export async function workersOn(queue: Queue): Promise<number | undefined> {
 }
 
 /** The servers that hold keys. */
-export function mastersOf(redis: RedisConnection): Redis[] {
+function mastersOf(redis: RedisConnection): Redis[] {
   return redis instanceof Cluster ? redis.nodes('master') : [redis];
 }
 

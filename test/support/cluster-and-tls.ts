@@ -58,7 +58,7 @@ export async function startOwnRedis(settings: readonly string[], port?: number):
   return {
     port: own,
     async [Symbol.asyncDispose]() {
-      const ended = child.exitCode === null && once(child, 'exit');
+      const ended = child.exitCode === null && child.signalCode === null && once(child, 'exit');
       child.kill('SIGKILL');
       await ended;
       await folder[Symbol.asyncDispose]();

@@ -8,13 +8,11 @@ import { createInterface } from 'node:readline';
 import { setTimeout as sleep } from 'node:timers/promises';
 import { pathToFileURL } from 'node:url';
 import type { Queue } from 'bullmq';
-import type { Redis } from 'ioredis';
 import pg from 'pg';
 import { type Config, home, readConfig } from '../../src/config.ts';
 import { type Connections, openConnections } from '../../src/connections.ts';
 import { createLogger } from '../../src/logger.ts';
 import { backfillHours, enqueueOwed } from '../../src/producers/hours.ts';
-import { mastersOf } from '../../src/queues/redis.ts';
 import { Sql } from '../../src/store/db.ts';
 import { cover } from '../../src/store/ranges.ts';
 import { endOf, type Hour, ordinalOf, startOf } from '../../src/time/hour.ts';
@@ -136,6 +134,10 @@ export async function startHourhand(env: Record<string, string> = {}, options: {
     /** A real process of the built command line. */
     spawn: (...args: string[]): ChildProcess => spawnIn({}, args),
 
+    /** One that goes wrong: FAULT is one of test/support/faults.mjs, CLOCK_MINUTES is how fast its clock is. */
+    broken: (how: { FAULT?: string; CLOCK_MINUTES?: string }, ...args: string[]): ChildProcess =>
+      spawnIn({ ...how, NODE_OPTIONS: `--import=${FAULTS}` }, args),
+
     /** @param env adds to the environment */
     async run(args: string[], input?: string | Buffer, env: Record<string, string> = {}): Promise<Ran> {
       const child = spawnIn(env, args);
@@ -205,7 +207,7 @@ export async function startHourhand(env: Record<string, string> = {}, options: {
     async [Symbol.asyncDispose](): Promise<void> {
       for (const child of children) child.kill('SIGKILL');
       await Promise.all(workers.map((worker) => worker.stop()));
-      await Promise.all(mastersOf(redis).map((node) => forget(node, prefix)));
+      if (env.REDIS_URL === undefined) await forget(redis, prefix);
       await connections.close();
       await database?.[Symbol.asyncDispose]();
     },
@@ -213,7 +215,7 @@ export async function startHourhand(env: Record<string, string> = {}, options: {
   return hourhand;
 }
 
-async function forget(redis: Redis, prefix: string): Promise<void> {
+async function forget(redis: Hourhand['redis'], prefix: string): Promise<void> {
   for (let cursor = '0'; ; ) {
     const [next, keys] = await redis.scan(cursor, 'MATCH', `${prefix}:*`, 'COUNT', 1_000);
     if (keys.length > 0) await redis.unlink(...keys);

@@ -26,7 +26,10 @@ export async function ownServers(name: string, ...which: Server[]) {
     return pid;
   };
   return {
-    env: { ...(wanted.postgres ? { DATABASE_URL: databaseUrl } : {}), ...(wanted.redis ? { REDIS_URL: redisUrl } : {}) },
+    env: {
+      ...(wanted.postgres ? { DATABASE_URL: databaseUrl } : {}),
+      ...(wanted.redis ? { REDIS_URL: redisUrl } : {}),
+    },
 
     /** SIGSTOP silences a server, until SIGCONT. */
     signal,
