@@ -9,7 +9,7 @@ import { standingOf } from '../src/store/standing.ts';
 import { endOf, startOf } from '../src/time/hour.ts';
 import { createDatabase } from './support/database.ts';
 import { openWriter } from './support/gateway.ts';
-import { type Hourhand, h, holdUser, startHourhand, type TestCall, until } from './support/hourhand.ts';
+import { closedHour, type Hourhand, h, holdUser, startHourhand, until } from './support/hourhand.ts';
 
 const hour = h('2026-08-20T13');
 const at = '2026-08-20T13:10:00Z';
@@ -98,7 +98,7 @@ describe('a mark', () => {
   });
 
   test('is none in a sealed hour: its calls may be archived, and its statistics stay', async () => {
-    await using hourhand = await closedHour({ user: 'ada', id: 'a', at });
+    await using hourhand = await closedHour(hour, [{ user: 'ada', id: 'a', at }]);
     await hourhand.pool.$executeRaw`update "StatHour" set "sealedAt" = now()`;
     await hourhand.pool.$executeRaw`update "ModelCall" set credits = 3`;
     await hourhand.pool.$executeRaw`delete from "ModelCall"`;
@@ -150,11 +150,11 @@ describe('a mark', () => {
 
 describe('late data', () => {
   test('reopens exactly that user in that hour, and what changed, by how much and why is kept', async () => {
-    await using hourhand = await closedHour(
+    await using hourhand = await closedHour(hour, [
       { user: 'ada', id: 'a', at },
       { user: 'bob', at },
       { user: 'cy', id: 'c', at },
-    );
+    ]);
     const before = await hourhand.pool.modelCallStat.findMany({ orderBy: { userDid: 'asc' } });
     expect(await standing(hourhand)).toMatchObject({ final: 1, provisional: 0 });
     await hourhand.record({ user: 'ada', at, credits: '0.5', tokens: 5 });
@@ -190,7 +190,7 @@ describe('late data', () => {
   });
 
   test('that leaves every figure as it was changes nothing, and is no revision', async () => {
-    await using hourhand = await closedHour({ user: 'ada', at });
+    await using hourhand = await closedHour(hour, [{ user: 'ada', at }]);
     await hourhand.record({ user: 'ada', id: 'x', at });
     await hourhand.pool.$executeRaw`delete from "ModelCall" where id = 'x'`;
     await settled(hourhand);
@@ -199,7 +199,7 @@ describe('late data', () => {
   });
 
   test('in a burst is rolled up once for each user and hour', async () => {
-    await using hourhand = await closedHour({ user: 'u0', at });
+    await using hourhand = await closedHour(hour, [{ user: 'u0', at }]);
     await hourhand.backfill(h('2026-08-20T10'), h('2026-08-20T12'));
     await until(
       () => hourhand.pool.statHour.count({ where: { state: 'closed', hour: { lt: endOf(hour) } } }),
@@ -253,7 +253,10 @@ describe('late data', () => {
   });
 
   test('from a backfill or a repair is told from what came late', async () => {
-    await using hourhand = await closedHour({ user: 'ada', at }, { user: 'bob', at });
+    await using hourhand = await closedHour(hour, [
+      { user: 'ada', at },
+      { user: 'bob', at },
+    ]);
     await hourhand.silently(Sql.sql`update "ModelCall" set credits = 2`);
     await hourhand.record({ user: 'bob', at });
     await hourhand.backfill(hour);
@@ -269,7 +272,7 @@ describe('late data', () => {
   });
 
   test('of a user who is rolled up at this moment is seen by that roll-up, or leaves its mark for the next', async () => {
-    await using hourhand = await closedHour({ user: 'ada', at });
+    await using hourhand = await closedHour(hour, [{ user: 'ada', at }]);
     {
       await using _ = await holdUser(hourhand, 'ada');
       await hourhand.record({ user: 'ada', at });
@@ -418,7 +421,7 @@ describe('at the seam', () => {
   });
 
   test('a fence from the life of another server, as in a restored dump, is taken anew', async () => {
-    await using hourhand = await closedHour({ user: 'ada', at });
+    await using hourhand = await closedHour(hour, [{ user: 'ada', at }]);
     await hourhand.pool.$executeRaw`update "StatHour" set fence = 1000000000000`;
     expect(await standing(hourhand)).toMatchObject({ final: 0 });
     await until(
@@ -432,7 +435,7 @@ describe('at the seam', () => {
   });
 
   test('a call under way keeps its hour provisional until it ends', async () => {
-    await using hourhand = await closedHour({ user: 'ada', id: 'a', at, status: 'processing' });
+    await using hourhand = await closedHour(hour, [{ user: 'ada', id: 'a', at, status: 'processing' }]);
     expect(await standing(hourhand)).toMatchObject({ reasons: [{ why: 'calls under way' }] });
     await hourhand.pool.$executeRaw`update "ModelCall" set status = 'success'`;
     await settled(hourhand);
@@ -447,16 +450,6 @@ async function marks({ pool }: Hourhand): Promise<string[]> {
     with taken as (delete from "StatMark" returning hour, "userDid", reason)
     select to_char(hour at time zone 'UTC', 'HH24') || ' ' || "userDid" as mark from taken where reason = 'late' order by 1`;
   return rows.map((row) => row.mark);
-}
-
-/** An hour that was rolled up, with a worker that is still there. */
-async function closedHour(...calls: TestCall[]): Promise<Hourhand> {
-  const hourhand = await startHourhand();
-  await hourhand.record(...calls);
-  await hourhand.work();
-  await hourhand.backfill(hour);
-  await hourhand.reaches(hour, 'closed');
-  return hourhand;
 }
 
 const standing = ({ pool }: Hourhand) => standingOf(pool, range);

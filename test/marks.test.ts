@@ -2,16 +2,25 @@ import { expect, test } from 'vitest';
 import { backfillUser } from '../src/producers/hours.ts';
 import { Sql } from '../src/store/db.ts';
 import { endOf, startOf } from '../src/time/hour.ts';
-import { type Hourhand, h, startHourhand, until } from './support/hourhand.ts';
+import { closedHour, h, startHourhand, until } from './support/hourhand.ts';
 
 const hour = h('2026-08-20T13');
 const at = '2026-08-20T13:10:00Z';
+/** A partial hour is tried again soon. */
+const impatient = { PARTIAL_BACKOFF_MAX_SECONDS: '1' };
 const range = { start: startOf(hour), end: endOf(hour) };
 /** Together they are more than the sum's type holds. */
 const unstorable = ['999999999999', '1'].map((credits) => ({ user: 'ada', at, credits }));
 
 test('a marked user is rolled up alone, and the ledger counts anew', async () => {
-  await using hourhand = await closedHour({ user: 'ada', at }, { user: 'bob', at });
+  await using hourhand = await closedHour(
+    hour,
+    [
+      { user: 'ada', at },
+      { user: 'bob', at },
+    ],
+    impatient,
+  );
   await hourhand.silently(Sql.sql`update "ModelCall" set credits = 7`);
   expect((await backfillUser(hourhand, 'ada', range)).hours).toEqual([hour]);
   await until(
@@ -27,7 +36,14 @@ test('a marked user is rolled up alone, and the ledger counts anew', async () =>
 });
 
 test('a user whose calls are all gone loses the row', async () => {
-  await using hourhand = await closedHour({ user: 'ada', at }, { user: 'bob', at });
+  await using hourhand = await closedHour(
+    hour,
+    [
+      { user: 'ada', at },
+      { user: 'bob', at },
+    ],
+    impatient,
+  );
   await hourhand.pool.$executeRaw`delete from "ModelCall" where "userDid" = 'ada'`;
   await backfillUser(hourhand, 'ada', range);
   await until(
@@ -41,12 +57,19 @@ test('a user whose calls are all gone loses the row', async () => {
 });
 
 test('a user who is neither in the calls nor in the rows leaves no mark', async () => {
-  await using hourhand = await closedHour({ user: 'ada', at });
+  await using hourhand = await closedHour(hour, [{ user: 'ada', at }], impatient);
   expect(await backfillUser(hourhand, 'nobody', range)).toEqual({ hours: [], seq: 0n });
 });
 
 test('a marked user who cannot be stored leaves the hour partial and the mark; mended, both are settled', async () => {
-  await using hourhand = await closedHour({ user: 'ada', at }, { user: 'bob', at });
+  await using hourhand = await closedHour(
+    hour,
+    [
+      { user: 'ada', at },
+      { user: 'bob', at },
+    ],
+    impatient,
+  );
   await hourhand.record(...unstorable, { user: 'bob', at });
   await backfillUser(hourhand, 'ada', range);
   const partial = await until(
@@ -123,7 +146,7 @@ test('a user who is rolled up alone keeps the row of zeros where zeros are store
 });
 
 test('above a thousand marked users the whole hour is asked for', async () => {
-  await using hourhand = await closedHour({ user: 'ada', at });
+  await using hourhand = await closedHour(hour, [{ user: 'ada', at }], impatient);
   await hourhand.record(...Array.from({ length: 1_001 }, (_, i) => ({ user: `u${i}`, at })));
   await hourhand.pool
     .$executeRaw`insert into "StatMark" (hour, "userDid", reason) select ${range.start}::timestamptz, 'u' || i, 'late' from generate_series(0, 1000) i`;
@@ -135,12 +158,3 @@ test('above a thousand marked users the whole hour is asked for', async () => {
   expect(await hourhand.pool.statMark.count()).toBe(0);
   expect(await hourhand.wrong()).toEqual([]);
 });
-
-async function closedHour(...calls: Parameters<Hourhand['record']>): Promise<Hourhand> {
-  const hourhand = await startHourhand({ PARTIAL_BACKOFF_MAX_SECONDS: '1' });
-  await hourhand.record(...calls);
-  await hourhand.work();
-  await hourhand.backfill(hour);
-  await hourhand.reaches(hour, 'closed');
-  return hourhand;
-}

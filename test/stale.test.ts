@@ -9,7 +9,7 @@ import { Sql } from '../src/store/db.ts';
 import { failBatch, recordBatch } from '../src/store/stale.ts';
 import { parseLimits } from '../src/time/limits.ts';
 import { connected } from './support/gateway.ts';
-import { type Hourhand, h, startHourhand, type TestCall, until } from './support/hourhand.ts';
+import { closedHour, type Hourhand, h, startHourhand, type TestCall, until } from './support/hourhand.ts';
 
 const hour = h('2026-08-20T13');
 const at = '2026-08-20T13:10:00Z';
@@ -134,7 +134,7 @@ describe('of two who want the same call', () => {
   });
 
   test('the gateway that comes while the batch is being written waits for it, is accepted, and shows in the statistics', async () => {
-    await using hourhand = await rolledUp(hanging('ada', { id: 'a' }), { user: 'bob', at });
+    await using hourhand = await closedHour(hour, [hanging('ada', { id: 'a' }), { user: 'bob', at }]);
     await using gateway = await connected(hourhand);
     let late: Promise<unknown> = Promise.resolve();
     await hourhand.pool.$transaction(async (db) => {
@@ -152,7 +152,7 @@ describe('of two who want the same call', () => {
   });
 
   test('a success long after the clean-up is accepted and shows in the statistics', async () => {
-    await using hourhand = await rolledUp(hanging('ada', { id: 'a' }));
+    await using hourhand = await closedHour(hour, [hanging('ada', { id: 'a' })]);
     await clean(hourhand);
     await untilStat(hourhand, 'ada', { failedCalls: '1', processingCalls: '0', successCalls: '0' });
     await using gateway = await connected(hourhand);
@@ -161,7 +161,7 @@ describe('of two who want the same call', () => {
   });
 
   test('a failure that the gateway reports late, with its own cost, shows as well', async () => {
-    await using hourhand = await rolledUp(hanging('ada', { id: 'a', credits: '0' }));
+    await using hourhand = await closedHour(hour, [hanging('ada', { id: 'a', credits: '0' })]);
     await clean(hourhand);
     await untilStat(hourhand, 'ada', { failedCalls: '1' });
     await hourhand.pool.$executeRaw`update "ModelCall" set credits = 3, "errorReason" = 'upstream' where id = 'a'`;
@@ -272,7 +272,7 @@ describe('a clean-up', () => {
   });
 
   test('asked for by a tick returns counts by model and hour; what it failed is rolled up again', async () => {
-    await using hourhand = await rolledUp(hanging('ada', { id: 'a' }), hanging('bob'), { user: 'bob', at });
+    await using hourhand = await closedHour(hour, [hanging('ada', { id: 'a' }), hanging('bob'), { user: 'bob', at }]);
     await hourhand.queues.staleTicks.add('tick', {});
     const job = await finished(hourhand);
     expect(job?.returnvalue).toEqual({
@@ -420,16 +420,6 @@ function clean(
 ) {
   const options = { requestedBy: null, signal: never, now, ...more };
   return cleanUp({ pool, policy: { limits, everySeconds } }, options);
-}
-
-/** An hour that was rolled up, with a worker that is still there. */
-async function rolledUp(...calls: TestCall[]): Promise<Hourhand> {
-  const hourhand = await startHourhand();
-  await hourhand.record(...calls);
-  await hourhand.work();
-  await hourhand.backfill(hour);
-  await hourhand.reaches(hour, 'closed');
-  return hourhand;
 }
 
 /** Wait until a user's stored figures are these, looking at the ledger as the tick does. */

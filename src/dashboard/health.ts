@@ -14,7 +14,7 @@ const fresh = { 'Cache-Control': 'no-store' };
 type Finding = { ok: boolean; expected: string; found: string };
 
 /**
- * `/healthz` askForKey for as long as the process lives, and asks nobody. `/readyz` asks Redis, PostgreSQL and the
+ * `/healthz` answers for as long as the process lives, and asks nobody. `/readyz` asks Redis, PostgreSQL and the
  * schedulers each time, all at once and for two seconds at most: 200 when each is as it must be, else 503; in either case
  * what was expected and what was found.
  */

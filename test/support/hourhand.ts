@@ -224,6 +224,16 @@ async function forget(redis: Hourhand['redis'], prefix: string): Promise<void> {
   }
 }
 
+/** An hour that was rolled up, with a worker that is still there. */
+export async function closedHour(hour: Hour, calls: TestCall[], env?: Record<string, string>): Promise<Hourhand> {
+  const hourhand = await startHourhand(env);
+  await hourhand.record(...calls);
+  await hourhand.work();
+  await hourhand.backfill(hour);
+  await hourhand.reaches(hour, 'closed');
+  return hourhand;
+}
+
 /** Wait for a state, never for a duration: look until it holds, or say what was last seen. */
 export async function until<T>(look: () => Promise<T>, holds: (seen: T) => boolean, ms = 45_000): Promise<T> {
   const begin = Date.now();
