@@ -11,7 +11,8 @@ export default defineConfig({
     // once, and one file after the other, that a small machine does not start their processes in time.
     maxConcurrency: 4,
     maxWorkers: 1,
-    testTimeout: 180_000,
+    env: { PATIENCE_MS: '120000' },
+    testTimeout: 300_000,
     outputFile: { json: '.local/chaos-results.json' },
   },
 });

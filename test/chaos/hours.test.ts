@@ -1,12 +1,10 @@
 // Hours whose workers die, hang, or lose their locks, and jobs that nobody finds any more.
 
 import { describe, expect, test } from 'vitest';
-import { begun, ended, type Hourhand, h, holdUser, linesOf, startHourhand, until } from '../support/hourhand.ts';
+import { begun, ended, type Hourhand, h, holdUser, startHourhand, until } from '../support/hourhand.ts';
 
 const hour = h('2026-08-20T13');
 const at = '2026-08-20T13:10:00Z';
-/** A lock runs out after 15 s, and the job is looked for every 5: twice before somebody takes it over. */
-const PATIENCE = 120_000;
 
 describe.concurrent('an hour', () => {
   test("13: SIGKILL of the hour's worker right after the children were added: every shard once for that run", async () => {
@@ -14,17 +12,15 @@ describe.concurrent('an hour', () => {
     const { hours, users } = hourhand.queues;
     await hourhand.record(...['ada', 'bob', 'cyd'].map((user) => ({ user, at })));
     await users.pause();
-    const killed = hourhand.broken({ FAULT: 'dies after children were added' }, 'worker');
     await hourhand.backfill(hour);
-    expect(await ended(killed)).toBe('SIGKILL');
+    await hourhand.dieOf('dies after children were added');
     const added = (await users.getJobs()).map((job) => job.id).sort();
     expect(added).toHaveLength(3);
 
-    hourhand.spawn('worker');
+    await hourhand.startWorker();
     await until(
       () => hours.getWaitingChildrenCount(),
       (n) => n === 1,
-      PATIENCE,
     );
     expect((await users.getJobs()).map((job) => job.id).sort()).toEqual(added);
     await users.resume();
@@ -37,12 +33,11 @@ describe.concurrent('an hour', () => {
   test('14: SIGKILL right after the run was allotted: the run is burnt, and the next one closes the hour', async () => {
     await using hourhand = await startHourhand();
     await hourhand.record({ user: 'ada', at }, { user: 'bob', at });
-    const killed = hourhand.broken({ FAULT: 'dies after a run was allotted' }, 'worker');
     await hourhand.backfill(hour);
-    expect(await ended(killed)).toBe('SIGKILL');
+    await hourhand.dieOf('dies after a run was allotted');
     expect(await hourhand.hour(hour)).toMatchObject({ state: 'running', run: 1 });
 
-    hourhand.spawn('worker');
+    await hourhand.startWorker();
     await closes(hourhand);
     expect(await hourhand.wrong()).toEqual([]);
     expect((await hourhand.hour(hour))?.run).toBe(2);
@@ -56,12 +51,11 @@ describe.concurrent('an hour', () => {
     await hourhand.pool.$executeRaw`create trigger refuse before insert on "ModelCallStat" for each row
       when (new."userDid" = 'eve') execute function refuse()`;
     await hourhand.record(...['ada', 'bob', 'eve'].map((user) => ({ user, at })));
-    hourhand.spawn('worker');
+    await hourhand.startWorker();
     await hourhand.backfill(hour);
     const partial = await until(
       () => hourhand.hour(hour),
       (row) => row?.state === 'partial',
-      PATIENCE,
     );
     expect(partial?.error).toBe('eve: no room for eve (53100)');
     expect(await hourhand.wrong()).toEqual(['eve 2026-08-20 13:00:00+00']);
@@ -83,17 +77,17 @@ describe.concurrent('an hour', () => {
   });
 
   test("18: a worker's event loop is blocked for longer than its lock: two executions, right rows", async () => {
-    await using hourhand = await startHourhand({ LOG_LEVEL: 'warn' });
+    await using hourhand = await startHourhand();
     const { users } = hourhand.queues;
     await hourhand.record({ user: 'ada', at });
-    const blocked = linesOf(hourhand.broken({ FAULT: 'blocks for long' }, 'worker'));
+    const { lines: blocked } = await hourhand.startWorker({ FAULT: 'blocks for long' });
     await hourhand.backfill(hour);
     await until(
       () => hourhand.stat('ada', hour),
       (stat) => stat !== undefined,
     );
 
-    hourhand.spawn('worker');
+    await hourhand.startWorker();
     await closes(hourhand);
     await hourhand.record({ user: 'ada', at });
     await hourhand.backfill(hour);
@@ -104,7 +98,6 @@ describe.concurrent('an hour', () => {
     await until(
       async () => blocked.filter((line) => /lock/i.test(line)),
       (lines) => lines.length > 0,
-      PATIENCE,
     );
     expect(Object.values(await begun(hourhand, users)).sort()).toEqual([1, 2]);
     expect(await hourhand.hour(hour)).toMatchObject({ state: 'closed', run: 2 });
@@ -112,19 +105,18 @@ describe.concurrent('an hour', () => {
   });
 
   test("19: a running job's lock is deleted: the zombie is cancelled, and the rows are right", async () => {
-    await using hourhand = await startHourhand({ LOG_LEVEL: 'warn', WORKER_CONCURRENCY: '1' });
+    await using hourhand = await startHourhand({ WORKER_CONCURRENCY: '1' });
     const { users } = hourhand.queues;
     await hourhand.record({ user: 'ada', at });
     await using held = await holdUser(hourhand, 'ada');
-    const zombie = linesOf(hourhand.spawn('worker'));
+    const { lines: zombie } = await hourhand.startWorker();
     await hourhand.backfill(hour);
     const child = await activeChild(hourhand);
-    hourhand.spawn('worker');
+    await hourhand.startWorker();
     await hourhand.redis.del(users.toKey(`${child}:lock`));
     await until(
       async () => ({ begun: (await begun(hourhand, users))[child], zombie }),
       (seen) => seen.begun === 2 && seen.zombie.some((line) => line.includes('Missing lock for job')),
-      PATIENCE,
     );
     await held.release();
     await closes(hourhand);
@@ -137,7 +129,7 @@ describe.concurrent('an hour', () => {
     const { users } = hourhand.queues;
     await hourhand.record({ user: 'ada', at });
     await using held = await holdUser(hourhand, 'ada');
-    let worker = hourhand.spawn('worker');
+    let worker = (await hourhand.startWorker()).child;
     await hourhand.backfill(hour);
     const child = await activeChild(hourhand);
     for (let kills = 1; kills <= 5; kills += 1) {
@@ -146,11 +138,10 @@ describe.concurrent('an hour', () => {
       // What 15 seconds would do, and the look of another worker.
       await hourhand.redis.del(users.toKey(`${child}:lock`));
       await hourhand.redis.sadd(users.toKey('stalled'), child);
-      worker = hourhand.spawn('worker');
+      worker = (await hourhand.startWorker()).child;
       await until(
         async () => (await begun(hourhand, users))[child],
         (times) => times === kills + 1,
-        PATIENCE,
       );
     }
     await held.release();
@@ -167,11 +158,7 @@ describe.concurrent('an hour', () => {
   test('22: a waiting hour job is removed from its list, and its hash left: the watchdog frees the hour', async () => {
     await using hourhand = await startHourhand();
     const { hours } = hourhand.queues;
-    hourhand.spawn('worker');
-    await until(
-      () => hours.getWorkersCount(),
-      (n) => n === 1,
-    );
+    await hourhand.startWorker();
     await hours.pause();
     await hourhand.record({ user: 'ada', at });
     await hourhand.cover(hour, hour);
@@ -190,7 +177,6 @@ async function closes(hourhand: Hourhand, run?: number): Promise<void> {
   await until(
     () => hourhand.hour(hour),
     (row) => row?.state === 'closed' && (run === undefined || row.run === run),
-    PATIENCE,
   );
 }
 

@@ -5,21 +5,20 @@ import { readFileSync } from 'node:fs';
 import { setTimeout as sleep } from 'node:timers/promises';
 import { Redis } from 'ioredis';
 import { describe, expect, test } from 'vitest';
-import { ended, type Hourhand, h, linesOf, startHourhand, straggle, straggling, until } from '../support/hourhand.ts';
+import { ended, type Hourhand, h, startHourhand, straggle, straggling, until } from '../support/hourhand.ts';
 import { ownServers } from '../support/servers.ts';
 
-const PATIENCE = 120_000;
 const hours = Array.from({ length: 24 }, (_, i) => h(`2026-08-20T${String(i).padStart(2, '0')}`));
 const users = ['ada', 'bob', 'cyd'];
 
 describe.concurrent('Redis', () => {
   test('23: kill -9 with an append-only file, and a restart: every user is rolled up at most twice', async () => {
     await using servers = await ownServers('killed', 'redis');
-    await using hourhand = await startHourhand({ LOG_LEVEL: 'info', WORKER_CONCURRENCY: '2', ...servers.env });
+    await using hourhand = await startHourhand({ WORKER_CONCURRENCY: '2', ...servers.env });
     await recordAll(hourhand);
     await countRollUps(hourhand);
     await straggle(hourhand, 'ada', 2, 3);
-    const { children } = await startWorkers(hourhand, 2);
+    const workers = await Promise.all([hourhand.startWorker(), hourhand.startWorker()]);
     await hourhand.backfill(h('2026-08-20T00'), h('2026-08-20T23'));
     await until(
       () => straggling(hourhand),
@@ -30,15 +29,15 @@ describe.concurrent('Redis', () => {
     await allClosed(hourhand);
     expect(await hourhand.wrong()).toEqual([]);
     expect(await mostRollUps(hourhand)).toBeLessThanOrEqual(2);
-    expect(children.map(lives)).toEqual([true, true]);
+    expect(workers.map(({ child }) => lives(child))).toEqual([true, true]);
   });
 
   test('24: CLIENT KILL TYPE normal, again and again: nothing is lost', async () => {
     await using servers = await ownServers('cut', 'redis');
-    await using hourhand = await startHourhand({ LOG_LEVEL: 'info', WORKER_CONCURRENCY: '2', ...servers.env });
+    await using hourhand = await startHourhand({ WORKER_CONCURRENCY: '2', ...servers.env });
     await using admin = await connectTo(servers.env.REDIS_URL);
     await recordAll(hourhand);
-    const { children } = await startWorkers(hourhand, 2);
+    const workers = await Promise.all([hourhand.startWorker(), hourhand.startWorker()]);
     await hourhand.backfill(h('2026-08-20T00'), h('2026-08-20T23'));
     let kills = 0;
     for (let i = 0; i < 20; i += 1) {
@@ -48,15 +47,15 @@ describe.concurrent('Redis', () => {
     await allClosed(hourhand);
     expect(kills).toBeGreaterThan(10);
     expect(await hourhand.wrong()).toEqual([]);
-    expect(children.map(lives)).toEqual([true, true]);
+    expect(workers.map(({ child }) => lives(child))).toEqual([true, true]);
   });
 
   test('25: a read-only replica for a while, as in a fail-over: it recovers, and says little meanwhile', async () => {
     await using servers = await ownServers('replica', 'redis');
-    await using hourhand = await startHourhand({ LOG_LEVEL: 'info', ...servers.env });
+    await using hourhand = await startHourhand(servers.env);
     await using admin = await connectTo(servers.env.REDIS_URL);
     await recordAll(hourhand);
-    const { worker, lines } = await startWorkers(hourhand, 1);
+    const { child: worker, lines } = await hourhand.startWorker();
     await straggle(hourhand, 'ada', 1, 24);
     await hourhand.backfill(h('2026-08-20T00'), h('2026-08-20T23'));
     await until(
@@ -76,10 +75,10 @@ describe.concurrent('Redis', () => {
 
   test('26: no memory left: it says little and works little, and recovers when memory returns', async () => {
     await using servers = await ownServers('full', 'redis');
-    await using hourhand = await startHourhand({ LOG_LEVEL: 'info', ...servers.env });
+    await using hourhand = await startHourhand(servers.env);
     await using admin = await connectTo(servers.env.REDIS_URL);
     await recordAll(hourhand);
-    const { worker, lines } = await startWorkers(hourhand, 1);
+    const { child: worker, lines } = await hourhand.startWorker();
     await straggle(hourhand, 'ada', 1, 24);
     await hourhand.backfill(h('2026-08-20T00'), h('2026-08-20T23'));
     await until(
@@ -120,10 +119,10 @@ describe.concurrent('27: a server that is down', () => {
     ['postgres', 'silent'],
   ] as const)('at SIGTERM, %s %s: the worker ends all the same', async ([server, how]) => {
     await using servers = await ownServers(`${server}-${how}`, server);
-    await using hourhand = await startHourhand({ LOG_LEVEL: 'info', ...servers.env });
+    await using hourhand = await startHourhand(servers.env);
     await recordAll(hourhand);
     await straggle(hourhand, 'ada', 2, 24);
-    const { worker } = await startWorkers(hourhand, 1);
+    const { child: worker } = await hourhand.startWorker();
     await hourhand.backfill(h('2026-08-20T00'), h('2026-08-20T23'));
     await until(
       () => straggling(hourhand),
@@ -140,10 +139,10 @@ describe.concurrent('27: a server that is down', () => {
 
 test('28: PostgreSQL is stopped at once and started again while children run: no process dies, and all converges', async () => {
   await using servers = await ownServers('stopped', 'postgres');
-  await using hourhand = await startHourhand({ LOG_LEVEL: 'info', WORKER_CONCURRENCY: '2', ...servers.env });
+  await using hourhand = await startHourhand({ WORKER_CONCURRENCY: '2', ...servers.env });
   await recordAll(hourhand);
   await straggle(hourhand, 'ada', 2, 6);
-  const { children } = await startWorkers(hourhand, 2);
+  const workers = await Promise.all([hourhand.startWorker(), hourhand.startWorker()]);
   await hourhand.backfill(h('2026-08-20T00'), h('2026-08-20T23'));
   await until(
     () => straggling(hourhand),
@@ -153,7 +152,7 @@ test('28: PostgreSQL is stopped at once and started again while children run: no
   await servers.restart();
   await allClosed(hourhand);
   expect(await hourhand.wrong()).toEqual([]);
-  expect(children.map(lives)).toEqual([true, true]);
+  expect(workers.map(({ child }) => lives(child))).toEqual([true, true]);
 });
 
 async function recordAll(hourhand: Hourhand): Promise<void> {
@@ -168,19 +167,7 @@ async function allClosed(hourhand: Hourhand): Promise<void> {
   await until(
     () => closedHours(hourhand).catch(() => 0), // the server may be on its way back
     (n) => n === hours.length,
-    PATIENCE,
   );
-}
-
-/** So many worker processes, which have started and do not mind any more what the servers do. */
-async function startWorkers(hourhand: Hourhand, processes: number) {
-  const children = Array.from({ length: processes }, () => hourhand.spawn('worker'));
-  const lines = children.map(linesOf);
-  await until(
-    async () => lines.map((said) => said.some((line) => line.includes('worker started'))),
-    (started) => started.every(Boolean),
-  );
-  return { children, lines: lines[0] ?? [], worker: children[0] as ChildProcess }; // one at least was asked for
 }
 
 const lives = (child: ChildProcess) => child.exitCode === null && child.signalCode === null;

@@ -39,6 +39,9 @@ export interface Ran {
   stderr: string;
 }
 
+/** Half a minute is waited for on purpose in test/chaos, and machines are busy. */
+const PATIENCE_MS = Number(process.env.PATIENCE_MS ?? 45_000);
+
 const FAULTS = pathToFileURL(path.join(home, 'test/support/faults.mjs')).href;
 
 export type Hourhand = Awaited<ReturnType<typeof startHourhand>>;
@@ -135,8 +138,26 @@ export async function startHourhand(env: Record<string, string> = {}, options: {
     spawn: (...args: string[]): ChildProcess => spawnIn({}, args),
 
     /** One that goes wrong: FAULT is one of test/support/faults.mjs, CLOCK_MINUTES is how fast its clock is. */
-    broken: (how: { FAULT?: string; CLOCK_MINUTES?: string }, ...args: string[]): ChildProcess =>
-      spawnIn({ ...how, NODE_OPTIONS: `--import=${FAULTS}` }, args),
+    broken: (how: { FAULT?: string; CLOCK_MINUTES?: string; LOG_LEVEL?: string }, ...args: string[]): ChildProcess =>
+      spawnIn(how.FAULT || how.CLOCK_MINUTES ? { ...how, NODE_OPTIONS: `--import=${FAULTS}` } : how, args),
+
+    /** A worker process that has started, and what it says. As a supervisor does: again, where its servers did not answer in time. */
+    async startWorker(how: { CLOCK_MINUTES?: string; FAULT?: string } = {}) {
+      for (;;) {
+        const child = hourhand.broken({ ...how, LOG_LEVEL: 'info' }, 'worker');
+        const lines = linesOf(child);
+        const started = await until(
+          async () => child.exitCode !== 1 && lines.some((line) => line.includes('worker started')),
+          (seen) => seen || child.exitCode === 1,
+        );
+        if (started) return { child, lines };
+      }
+    },
+
+    /** A worker process that dies of its fault. */
+    async dieOf(FAULT: string): Promise<void> {
+      while ((await ended(hourhand.broken({ FAULT }, 'worker'))) !== 'SIGKILL');
+    },
 
     /** @param env adds to the environment */
     async run(args: string[], input?: string | Buffer, env: Record<string, string> = {}): Promise<Ran> {
@@ -235,7 +256,7 @@ export async function closedHour(hour: Hour, calls: TestCall[], env?: Record<str
 }
 
 /** Wait for a state, never for a duration: look until it holds, or say what was last seen. */
-export async function until<T>(look: () => Promise<T>, holds: (seen: T) => boolean, ms = 45_000): Promise<T> {
+export async function until<T>(look: () => Promise<T>, holds: (seen: T) => boolean, ms = PATIENCE_MS): Promise<T> {
   const begin = Date.now();
   for (;;) {
     const seen = await look();
