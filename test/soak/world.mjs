@@ -1,0 +1,190 @@
+// What runs: two servers, some workers, and how they are reached, killed and started again.
+import { spawn } from 'node:child_process';
+import { once } from 'node:events';
+import { closeSync, mkdirSync, openSync, readFileSync } from 'node:fs';
+import path from 'node:path';
+import { setTimeout as sleep } from 'node:timers/promises';
+import { Redis } from 'ioredis';
+import pg from 'pg';
+import { postgresPid } from '../../scripts/private-postgres.mjs';
+import { redisProcess } from '../../scripts/private-redis.mjs';
+import { gone, identify, signal } from '../../scripts/processes.mjs';
+import { root, startServers } from '../../scripts/servers.mjs';
+
+/** Everything often, so that minutes hold what else takes days. */
+const SETTINGS = {
+  MODEL_CALL_STATS_CRON_TIME: '*/5 * * * * *',
+  LATE_DATA_SECONDS: '3',
+  CLEANUP_STALE_MODEL_CALLS_CRON_TIME: '*/7 * * * * *',
+  STALE_MODEL_CALL_TIMEOUT_MINUTES: '1',
+  // Some stay under way, so that their figure is seen too.
+  STALE_MODEL_CALL_TIMEOUTS: 'video=100000,openai/gpt-2=100000',
+  CHECK_MODEL_STATUS_CRON_TIME: '*/10 * * * * *',
+  PARTIAL_BACKOFF_MAX_SECONDS: '20',
+  // Hours of both kinds: with a child for each user, and cut into ranges of buckets.
+  FANOUT_MAX_USER_JOBS: '8',
+  WORKER_CONCURRENCY: '2',
+};
+
+/** SIGTERM ends a worker within so long, whatever it is at. */
+const TERM_MS = 15_000;
+
+export async function startWorld({ dir, workers, say }) {
+  const servers = await startServers({ dir });
+  const { databaseUrl, redisUrl } = servers;
+  const env = { PATH: process.env.PATH, HOME: process.env.HOME, TZ: process.env.TZ, ...SETTINGS };
+  Object.assign(env, { DATABASE_URL: databaseUrl, REDIS_URL: redisUrl, PORT: '0' });
+  const problems = [];
+  const problem = (text) => {
+    problems.push(text);
+    say(`PROBLEM: ${text}`);
+  };
+  const { openQueues, producerConnection } = await import('../../dist/queues/redis.js');
+  const connection = producerConnection({ url: redisUrl }, () => {});
+  const commands = new Set();
+
+  const world = {
+    databaseUrl,
+    redisUrl,
+    say,
+    problems,
+    problem,
+    queues: openQueues(connection, '{hourhand}'),
+    workers: Array.from({ length: workers }, (_, i) => workerOf({ dir, env, problem }, i + 1)),
+
+    /** A command of hourhand, as an operator types it. */
+    async hourhand(...args) {
+      const child = spawn(process.execPath, [path.join(root, 'dist/cli.js'), ...args], {
+        env: { ...env, LOG_LEVEL: 'error' },
+        stdio: ['ignore', 'pipe', 'pipe'],
+        detached: true,
+      });
+      commands.add(child);
+      let said = '';
+      for (const stream of [child.stdout, child.stderr]) stream.on('data', (chunk) => (said += chunk));
+      const [code] = await once(child, 'close');
+      commands.delete(child);
+      if (code === 2) problem(`hourhand ${args.join(' ')}: ${said}`);
+      return { code, said };
+    },
+
+    /** Whether an hour lies in a covered range. */
+    covers: (hour) =>
+      withPostgres(world, async (client) => {
+        const { rowCount } = await client.query(
+          `select from "StatRange" where start <= $1 and coalesce("end", 'infinity') > $1`,
+          [hour],
+        );
+        return rowCount > 0;
+      }),
+
+    async stopPostgres(how) {
+      const server = identify(postgresPid(path.join(dir, 'postgres')));
+      signal(server.pid, how);
+      await gone(server, 10_000);
+    },
+    startPostgres: () => startServers({ dir, redis: false }),
+    async stopRedis() {
+      const server = redisProcess(path.join(dir, 'redis'));
+      signal(server.pid, 'SIGKILL');
+      await gone(server, 10_000);
+    },
+    async startRedis() {
+      const started = await startServers({ dir, postgres: false });
+      if (started.redisUrl !== redisUrl) throw new Error('another process has taken the port of Redis meanwhile');
+    },
+
+    async stop() {
+      world.stopped = true;
+      connection.disconnect();
+      for (const child of commands) child.kill('SIGKILL');
+      await Promise.all(world.workers.map((worker) => worker.stop('SIGKILL')));
+      await servers.release();
+    },
+  };
+  return world;
+}
+
+/** A worker process that somebody starts again whenever it ends, as a supervisor does. */
+function workerOf({ dir, env, problem }, number) {
+  mkdirSync(dir, { recursive: true });
+  const file = path.join(dir, `worker-${number}.log`);
+  let child;
+  let wanted = false;
+  let killed = false;
+  const start = () => {
+    const log = openSync(file, 'a');
+    const begin = readFileSync(file).length;
+    // The channel tells it of our own end, however we come to it.
+    const mine = spawn(process.execPath, [path.join(root, 'dist/cli.js'), 'worker'], {
+      env,
+      stdio: ['ignore', log, log, 'ipc'],
+      detached: true,
+    });
+    closeSync(log);
+    child = mine;
+    killed = false;
+    mine.once('exit', async (code, name) => {
+      // Without its servers it may end at its start, and says so; once at work it never ends by itself.
+      const atWork = readFileSync(file).subarray(begin).includes('"worker started"');
+      if (atWork && !killed) problem(`worker ${number} ended by itself, ${name ?? `exit code ${code}`}: ${file}`);
+      if (!wanted || child !== mine) return;
+      await sleep(500);
+      if (wanted && child === mine) start();
+    });
+  };
+  const worker = {
+    number,
+    start() {
+      wanted = true;
+      start();
+    },
+    signal: (name) => child?.kill(name),
+    async stop(name) {
+      wanted = false;
+      killed = true;
+      if (!child || child.exitCode !== null || child.signalCode !== null) return;
+      const ended = once(child, 'exit').then(() => true);
+      if (name === 'SIGKILL') child.kill('SIGCONT');
+      child.kill(name);
+      if (await Promise.race([ended, sleep(TERM_MS, false, { ref: false })])) return;
+      problem(`worker ${number} did not end within ${TERM_MS / 1_000} s of ${name}`);
+      child.kill('SIGKILL');
+      await ended;
+    },
+  };
+  return worker;
+}
+
+/** A connection for one piece of work. */
+export async function withPostgres({ databaseUrl }, work) {
+  const client = await connected(databaseUrl);
+  try {
+    return await work(client);
+  } finally {
+    await client.end().catch(() => {});
+  }
+}
+
+export async function connected(connectionString, application = 'soak') {
+  const client = new pg.Client({
+    connectionString,
+    application_name: application,
+    connectionTimeoutMillis: 5_000,
+    options: '-c timezone=UTC -c statement_timeout=60s',
+  });
+  client.on('error', () => {}); // its server is stopped under it
+  await client.connect();
+  return client;
+}
+
+export async function withRedis({ redisUrl }, work) {
+  const redis = new Redis(redisUrl, { lazyConnect: true, retryStrategy: () => null, commandTimeout: 5_000 });
+  redis.on('error', () => {}); // what fails says so itself
+  try {
+    await redis.connect();
+    return await work(redis);
+  } finally {
+    redis.disconnect();
+  }
+}
