@@ -137,7 +137,7 @@ const chosen = (list, which) => list[Math.min(list.length - 1, Math.floor(which 
 
 /** Look again and again, for a moment: what is to be met is there for milliseconds. */
 async function met(which, look) {
-  for (const deadline = Date.now() + 2_000; Date.now() < deadline; await sleep(30)) {
+  for (const deadline = Date.now() + 2_000; Date.now() < deadline; await sleep(5)) {
     const found = chosen(await look(), which);
     if (found !== undefined) return found;
   }
@@ -225,24 +225,18 @@ const jobs = {
   },
 };
 
-/** What a command came to; of one that failed, what it said last. */
-const outcome = ({ code, said }) => (code === 0 ? 'done' : `exit code ${code} (${said.trim().split('\n').at(-1)})`);
-
 const operator = {
   async backfill(world, { from, to, only, times }) {
-    const command = ['backfill', ...between(world, from, to), '--only', only];
-    const ran = await Promise.all(Array.from({ length: times }, () => world.hourhand(...command)));
-    return ran.map(outcome).join(', ');
+    const asked = Array.from({ length: times }, () => world.backfill(between(world, from, to), { only }));
+    const requests = await Promise.all(asked);
+    return `${requests.map(({ hours }) => hours.length).join(' and ')} hours`;
   },
   async 'backfill a user'(world, { from, to, user }) {
-    return outcome(await world.hourhand('backfill', ...between(world, from, to), '--user', user));
+    return `${(await world.backfill(between(world, from, to), { user })).hours.length} hours`;
   },
 };
 
-const between = (world, from, to) =>
-  ['--from', hourOf(world, from), '--to', hourOf(world, to)].map((word) =>
-    typeof word === 'number' ? new Date(word).toISOString() : word,
-  );
+const between = (world, from, to) => ({ start: new Date(hourOf(world, from)), end: new Date(hourOf(world, to)) });
 
 const provoke = { workers, redis, postgres, stragglers, jobs, operator };
 
@@ -252,7 +246,7 @@ export async function commit(world, { lane, kind, ...how }) {
     const word = await provoke[lane][kind](world, how);
     return typeof word === 'string' && word !== 'OK' ? word : '';
   } catch (error) {
-    return `in vain: ${error.message || error.code}`;
+    return `in vain: ${(error.message || error.code).trim().split('\n').at(-1)}`;
   }
 }
 

@@ -13,7 +13,8 @@ export async function writeAcrossTheEnd(world, { seed, base, signal }) {
   const session = sessionOf(world, 'the gateway');
   for (let n = 0; !signal.aborted; n += 1) {
     const { committed, open, changed, hold, end, pause } = seamOf(seed, n);
-    const range = [HOURS + 1 + n, HOURS + n].map((ago) => new Date(base - ago * HOUR_MS).toISOString());
+    const [start, stop] = [HOURS + 1 + n, HOURS + n].map((ago) => new Date(base - ago * HOUR_MS));
+    const range = { start, end: stop };
     const unmarked = (client) => client.query(`set local session_replication_role = replica`);
     const rows = await session.use(async (client) => {
       await client.query('begin');
@@ -39,12 +40,13 @@ export async function writeAcrossTheEnd(world, { seed, base, signal }) {
   await session.end();
 }
 
-/** As often as it takes: a server may be away. What counts is that it is in the ledger. */
-async function asked(world, [from, to]) {
-  while (!world.stopped) {
-    await world.hourhand('backfill', '--from', from, '--to', to);
-    const covered = await world.covers(from).catch(() => false);
-    if (covered) return;
-    await sleep(300);
+/** As often as it takes: a server may be away. It is in the ledger before Redis is asked anything. */
+async function asked(world, range) {
+  for (let done = false; !done && !world.stopped; ) {
+    done = await world.backfill(range).then(
+      () => true,
+      () => world.covers(range).catch(() => false),
+    );
+    if (!done) await sleep(300);
   }
 }

@@ -39,8 +39,13 @@ export async function startWorld({ dir, workers, say }) {
     problems.push(text);
     say(`PROBLEM: ${text}`);
   };
-  const { openQueues, producerConnection } = await import('../../dist/queues/redis.js');
+  const [{ openQueues, producerConnection }, { connect }, hours] = await Promise.all(
+    ['queues/redis.js', 'store/db.js', 'producers/hours.js'].map((file) => import(`../../dist/${file}`)),
+  );
   const connection = producerConnection({ url: redisUrl }, () => {});
+  const queues = openQueues(connection, '{hourhand}');
+  const pool = connect(databaseUrl, { connections: 4, onError: () => {} });
+  const policy = { maxHoursPerTick: 1_000, backOffMaxSeconds: 20, storeZeroRows: false, windowDays: 7 };
   const commands = new Set();
 
   const world = {
@@ -49,8 +54,14 @@ export async function startWorld({ dir, workers, say }) {
     say,
     problems,
     problem,
-    queues: openQueues(connection, '{hourhand}'),
+    queues,
     workers: Array.from({ length: workers }, (_, i) => workerOf({ dir, env, problem }, i + 1)),
+
+    /** What `hourhand backfill` does, without a process for each. */
+    backfill: (range, { only = 'all', user } = {}) =>
+      user === undefined
+        ? hours.backfillHours({ pool, queues, policy }, range, { only, reason: 'backfill', requestedBy: 'soak' })
+        : hours.backfillUser({ pool, queues }, user, range),
 
     /** A command of hourhand, as an operator types it. */
     async hourhand(...args) {
@@ -68,12 +79,12 @@ export async function startWorld({ dir, workers, say }) {
       return { code, said };
     },
 
-    /** Whether an hour lies in a covered range. */
-    covers: (hour) =>
+    /** Whether the ledger covers a range of one hour. */
+    covers: ({ start }) =>
       withPostgres(world, async (client) => {
         const { rowCount } = await client.query(
           `select from "StatRange" where start <= $1 and coalesce("end", 'infinity') > $1`,
-          [hour],
+          [start],
         );
         return rowCount > 0;
       }),
@@ -99,6 +110,7 @@ export async function startWorld({ dir, workers, say }) {
       connection.disconnect();
       for (const child of commands) child.kill('SIGKILL');
       await Promise.all(world.workers.map((worker) => worker.stop('SIGKILL')));
+      await pool.$disconnect();
       await servers.release();
     },
   };
