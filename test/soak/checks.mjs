@@ -92,6 +92,7 @@ const SCHEDULERS = {
   lateTicks: 'late.model.calls',
   staleTicks: 'cleanup.stale.model.calls',
   modelTicks: 'check.model.status',
+  auditTicks: 'audit.model.call.stats',
 };
 
 /** Look until everything is settled, for at most `ms`. @returns what was last seen, and whether that is how it should be */

@@ -188,6 +188,7 @@ const jobs = {
         ['lateTicks', 'late.model.calls'],
         ['staleTicks', 'cleanup.stale.model.calls'],
         ['modelTicks', 'check.model.status'],
+        ['auditTicks', 'audit.model.call.stats'],
       ],
       which,
     );

@@ -116,6 +116,7 @@ async function verify(world, { first }) {
 
 async function report(world, { seed, minutes, found, end, verified, settleMs }) {
   const { settled, seconds, wrongCount, owedCount, compared, hours } = end;
+  for (const line of world.auditFindings()) world.problem(line);
   const right = settled && verified && found.wrong.size === 0 && world.problems.length === 0;
   if (!right) await explain(world, { found, end });
   const n = (number) => (number ?? 0).toLocaleString('en');

@@ -19,6 +19,7 @@ const SETTINGS = {
   STALE_MODEL_CALL_TIMEOUT_MINUTES: '1',
   // Some stay under way, so that their figure is seen too.
   STALE_MODEL_CALL_TIMEOUTS: 'video=100000,openai/gpt-2=100000',
+  AUDIT_MODEL_CALL_STATS_CRON_TIME: '*/20 * * * * *',
   CHECK_MODEL_STATUS_CRON_TIME: '*/10 * * * * *',
   PARTIAL_BACKOFF_MAX_SECONDS: '20',
   // Hours of both kinds: with a child for each user, and cut into ranges of buckets.
@@ -105,6 +106,14 @@ export async function startWorld({ dir, workers, say }) {
       if (started.redisUrl !== redisUrl) throw new Error('another process has taken the port of Redis meanwhile');
     },
 
+    /** What the product's own audit said: it mends what it finds, but there must be nothing to be found. */
+    auditFindings: () =>
+      world.workers.flatMap(({ file }) =>
+        readFileSync(file, 'utf8')
+          .split('\n')
+          .filter((line) => line.includes('"audit: ')),
+      ),
+
     async stop() {
       world.stopped = true;
       connection.disconnect();
@@ -146,7 +155,7 @@ function workerOf({ dir, env, problem }, number) {
     });
   };
   const worker = {
-    number,
+    file,
     start() {
       wanted = true;
       start();
