@@ -127,9 +127,11 @@ async function silentSchedulers({ queues }) {
 }
 
 export function spellWrong({ hour, userDid, stored, counted }) {
+  const of = (figures) => (figures ? `${figures.totalCalls} calls of ${figures.totalCredits}` : 'none');
   const differing = FIGURES.filter((name) => JSON.stringify(stored?.[name]) !== JSON.stringify(counted?.[name]));
-  const figures = differing.map(
-    (name) => `${name} stored ${JSON.stringify(stored?.[name])}, counted ${JSON.stringify(counted?.[name])}`,
-  );
-  return `${hour.slice(0, 13)} ${userDid}: ${stored ? '' : 'no row; '}${counted ? '' : 'no calls; '}${figures.join('; ')}`;
+  const named =
+    stored && counted
+      ? `: ${differing.map((name) => `${name} ${JSON.stringify([stored[name], counted[name]])}`)}`
+      : '';
+  return `${hour.slice(0, 13)} ${userDid}: stored ${of(stored)}, counted ${of(counted)}${named}`;
 }

@@ -1,6 +1,7 @@
 // How is each fault provoked? From outside: by signals, by the servers' own commands, and by what an operator may do.
 // Each resolves to a word about what it met, or to nothing.
 import { setTimeout as sleep } from 'node:timers/promises';
+import { changeUser } from './calls.mjs';
 import { HOUR_MS } from './traffic.mjs';
 import { withPostgres, withRedis } from './world.mjs';
 
@@ -91,13 +92,24 @@ async function restarted(world, how, hold) {
 }
 
 const stragglers = {
-  'slow rows': (world, { user, seconds, times }) =>
+  /**
+   * A row that is about to be written waits, with figures that are changed meanwhile, until somebody has taken the mark of that change:
+   * nobody can, as long as whoever writes rows of a bucket locks it.
+   */
+  overtaken: (world, { ago, user, hold, credits }) =>
     withPostgres(world, async (client) => {
-      await client.query(
-        `insert into straggler ("userDid", seconds) select $1, $2 from generate_series(1, $3::int)`,
-        [user, seconds, times],
-      );
+      const [hour, row] = [new Date(hourOf(world, ago)), { user, hour: hourOf(world, ago), seconds: null }];
+      await client.query('select pg_advisory_lock($1)', [GATE]);
+      await straggle(world, row);
+      await world.backfill(between(world, ago, ago - 1));
+      const waits = `select from pg_locks where locktype = 'advisory' and not granted and objid = $1 and objsubid = 1`;
+      if (!(await seen(client, STRAGGLER_MS, waits, [GATE]))) return nothing;
+      const changed = await changeUser(client, user, ago, credits, world.base);
+      const taken = `where not exists (select from "StatMark" where "userDid" = $1 and hour = $2)`;
+      const overtaken = await seen(client, hold, `select ${taken}`, [user, hour]);
+      return `${changed} calls${overtaken ? ', marks taken' : ''}`;
     }),
+  'slow rows': straggle,
   'hold a bucket': (world, { ago, user, hold }) =>
     withPostgres(world, async (client) => {
       await client.query('select pg_advisory_lock($1, hashtext($2) & 63)', [
@@ -114,18 +126,38 @@ const stragglers = {
     }),
 };
 
-/**
- * The next writes of some user's rows take seconds, after their figures were read. Made before anything is written; only the rows of
- * `straggler` come and go.
- */
+/** For so long an hour may wait for its turn. */
+const STRAGGLER_MS = 10_000;
+/** The lock that stragglers without seconds wait for. */
+const GATE = 20_261_125;
+
+/** Look until the query has a row, for at most `ms`. */
+async function seen(client, ms, sql, values) {
+  for (const deadline = Date.now() + ms; Date.now() < deadline; await sleep(50)) {
+    if ((await client.query(sql, values)).rowCount > 0) return true;
+  }
+  return false;
+}
+
+async function straggle(world, { user, seconds, times = 1, hour }) {
+  await withPostgres(world, (client) =>
+    client.query(
+      `insert into straggler ("userDid", seconds, hour) select $1, $2, $3 from generate_series(1, $4::int)`,
+      [user, seconds, hour && new Date(hour), times],
+    ),
+  );
+}
+
+/** The next writes of some user's rows wait, after their figures were read. Made before anything is written; only its rows come and go. */
 export const STRAGGLER = `
-  create table straggler (id serial, "userDid" text, seconds int);
+  create table straggler (id serial, "userDid" text, seconds int, hour timestamptz);
   create function straggle() returns trigger language plpgsql as $$
   declare wait int;
   begin
-    delete from straggler where id = (select id from straggler where "userDid" = new."userDid" limit 1 for update skip locked)
-      returning seconds into wait;
-    if wait is not null then perform pg_sleep(wait); end if;
+    delete from straggler where id = (select id from straggler where "userDid" = new."userDid"
+      and coalesce(hour, new."timestamp") = new."timestamp" limit 1 for update skip locked) returning seconds into wait;
+    if not found then return new; end if;
+    if wait is null then perform pg_advisory_xact_lock_shared(${GATE}); else perform pg_sleep(wait); end if;
     return new;
   end $$;
   create trigger straggle before insert or update on "ModelCallStat" for each row execute function straggle()`;
@@ -212,17 +244,12 @@ const jobs = {
     return `${(await world.queues[queue].clean(0, 100, state)).length} jobs`;
   },
   drain: (world, { queue }) => world.queues[queue].drain(),
-  /** A second job of an hour that may be at work: without its deduplication id, as after a retry by hand. */
+  /** A second job of an hour that is at work: without its deduplication id, as after a retry by hand. */
   async 'double an hour'(world, { ago }) {
+    await world.backfill(between(world, ago, ago - 1));
     const hour = new Date(hourOf(world, ago)).toISOString().slice(0, 13);
     const data = { hour, step: 'allot', run: 0, backfilled: false, again: true };
-    await withPostgres(world, (client) =>
-      client.query(
-        `update "StatHour" set wanted = run + 1, state = case when state = 'running' then state else 'open' end where hour = $1`,
-        [new Date(hourOf(world, ago))],
-      ),
-    );
-    await world.queues.hours.addBulk([1, 2].map(() => ({ name: `hour ${hour}`, data, opts: { attempts: 5 } })));
+    await world.queues.hours.add(`hour ${hour}`, data, { attempts: 5 });
   },
 };
 

@@ -13,6 +13,8 @@ import { mendAll, write } from './writers.mjs';
 
 const FIRST_CALLS = 3_000;
 const PROGRESS_MS = 15_000;
+/** Of a longer run nobody reads the plan beforehand; each fault is told as it happens. */
+const SHORT_MINUTES = 10;
 
 /** A database with calls in it, hours that are covered, and workers at their work. */
 export async function prepare(world, { seed }) {
@@ -36,8 +38,8 @@ export async function prepare(world, { seed }) {
 /** @returns whether everything came out right */
 export async function run(world, { seed, minutes, workers, writers, settleMs, stop }) {
   const plan = planOf({ seed, minutes, workers });
-  world.say(`seed ${seed}, ${minutes} min, ${workers} workers, ${writers} writers; the plan:`);
-  for (const fault of plan) world.say(spell(fault));
+  world.say(`seed ${seed}, ${minutes} min, ${workers} workers, ${writers} writers, ${plan.length} faults planned`);
+  if (minutes <= SHORT_MINUTES) for (const fault of plan) world.say(spell(fault));
   const begin = performance.now();
   const over = new AbortController();
   const stopped = new AbortController();
@@ -66,7 +68,7 @@ export async function run(world, { seed, minutes, workers, writers, settleMs, st
   ];
   await sleep(minutes * 60_000, undefined, { signal: over.signal }).catch(() => {});
   over.abort();
-  await Promise.all(busy);
+  await Promise.race([Promise.all(busy), stop.requested]);
   if (stop.exitCode !== undefined) return false;
   await restore(world);
   await mendAll(world);

@@ -48,15 +48,26 @@ export async function startWorld({ dir, workers, say }) {
   const pool = connect(databaseUrl, { connections: 4, onError: () => {} });
   const policy = { maxHoursPerTick: 1_000, backOffMaxSeconds: 20, storeZeroRows: false, windowDays: 7 };
   const commands = new Set();
+  const starting = new Set();
+  // Once it stops nothing is started any more, and what is just being started is stopped as well.
+  const unlessStopped = (start) => async () => {
+    if (world.stopped) return undefined;
+    const started = start();
+    starting.add(started);
+    return started.finally(() => starting.delete(started));
+  };
 
   const world = {
     databaseUrl,
     redisUrl,
     say,
+    stopped: false,
     problems,
     problem,
     queues,
-    workers: Array.from({ length: workers }, (_, i) => workerOf({ dir, env, problem }, i + 1)),
+    workers: Array.from({ length: workers }, (_, i) =>
+      workerOf({ dir, env, problem, ended: () => world.stopped }, i + 1),
+    ),
 
     /** What `hourhand backfill` does, without a process for each. */
     backfill: (range, { only = 'all', user } = {}) =>
@@ -95,16 +106,16 @@ export async function startWorld({ dir, workers, say }) {
       signal(server.pid, how);
       await gone(server, 10_000);
     },
-    startPostgres: () => startServers({ dir, redis: false }),
+    startPostgres: unlessStopped(() => startServers({ dir, redis: false })),
     async stopRedis() {
       const server = redisProcess(path.join(dir, 'redis'));
       signal(server.pid, 'SIGKILL');
       await gone(server, 10_000);
     },
-    async startRedis() {
+    startRedis: unlessStopped(async () => {
       const started = await startServers({ dir, postgres: false });
       if (started.redisUrl !== redisUrl) throw new Error('another process has taken the port of Redis meanwhile');
-    },
+    }),
 
     /** What the product's own audit said: it mends what it finds, but there must be nothing to be found. */
     auditFindings: () =>
@@ -119,6 +130,7 @@ export async function startWorld({ dir, workers, say }) {
       connection.disconnect();
       for (const child of commands) child.kill('SIGKILL');
       await Promise.all(world.workers.map((worker) => worker.stop('SIGKILL')));
+      await Promise.allSettled(starting);
       await pool.$disconnect();
       await servers.release();
     },
@@ -127,7 +139,7 @@ export async function startWorld({ dir, workers, say }) {
 }
 
 /** A worker process that somebody starts again whenever it ends, as a supervisor does. */
-function workerOf({ dir, env, problem }, number) {
+function workerOf({ dir, env, problem, ended }, number) {
   mkdirSync(dir, { recursive: true });
   const file = path.join(dir, `worker-${number}.log`);
   let child;
@@ -157,6 +169,7 @@ function workerOf({ dir, env, problem }, number) {
   const worker = {
     file,
     start() {
+      if (ended()) return;
       wanted = true;
       start();
     },

@@ -36,7 +36,7 @@ async function held(client, { isolation, steps: some, end }, base) {
 }
 
 /** Others were faster, the server was stopped, or the id is taken: what a gateway's own code has to expect. */
-const EXPECTED = /^(40001|40P01|23505|57P0[1-4]|25P0[1-3]|08\w{3}|53300)$/;
+const EXPECTED = /^(40001|40P01|23505|57014|57P0[1-4]|25P0[1-3]|08\w{3}|53300)$/;
 
 /** @returns the writer's end: resolves when `signal` aborts, after what is under way */
 export async function write(world, { seed, writer, writers, base, signal }) {
