@@ -5,8 +5,8 @@ import { HOURS, userOf } from './traffic.mjs';
 /** In milliseconds, between two faults of a lane. Lanes overlap; the faults of one lane come one after another. */
 const GAPS = {
   workers: [3_000, 9_000],
-  redis: [6_000, 14_000],
-  postgres: [8_000, 18_000],
+  redis: [8_000, 20_000],
+  postgres: [12_000, 30_000],
   stragglers: [2_000, 7_000],
   jobs: [1_000, 4_000],
   operator: [4_000, 12_000],
@@ -41,7 +41,7 @@ const KINDS = {
       (r) => ({
         ago: r.between(9, HOURS),
         user: `u${r.between(0, 1)}`,
-        hold: r.between(6_000, 12_000),
+        hold: r.between(8_000, 15_000),
         credits: r.between(1, 99) / 100,
       }),
     ],

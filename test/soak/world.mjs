@@ -190,13 +190,23 @@ function workerOf({ dir, env, problem, ended }, number) {
   return worker;
 }
 
-/** A connection for one piece of work. */
+/** A connection for one piece of work. A server that is just coming up again is waited for. */
 export async function withPostgres({ databaseUrl }, work) {
-  const client = await connected(databaseUrl);
+  const client = await patient(() => connected(databaseUrl));
   try {
     return await work(client);
   } finally {
     await client.end().catch(() => {});
+  }
+}
+
+async function patient(connect, ms = 10_000) {
+  for (const deadline = Date.now() + ms; ; await sleep(100)) {
+    try {
+      return await connect();
+    } catch (error) {
+      if (Date.now() > deadline) throw error;
+    }
   }
 }
 
