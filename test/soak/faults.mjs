@@ -101,10 +101,11 @@ const stragglers = {
       const [hour, row] = [new Date(hourOf(world, ago)), { user, hour: hourOf(world, ago), seconds: null }];
       await client.query('select pg_advisory_lock($1)', [GATE]);
       await straggle(world, row);
-      await world.backfill(between(world, ago, ago - 1)).catch(() => {}); // where Redis is away, the next tick asks
+      await runAtOnce(world, ago);
       const waits = `select from pg_locks where locktype = 'advisory' and not granted and objid = $1 and objsubid = 1`;
       if (!(await seen(client, STRAGGLER_MS, waits, [GATE]))) return nothing;
       const changed = await changeUser(client, user, ago, credits, world.base);
+      await atOnce(world.queues.marks, { hour: spellHour(world, ago) });
       const taken = `where not exists (select from "StatMark" where "userDid" = $1 and hour = $2)`;
       const overtaken = await seen(client, hold, `select ${taken}`, [user, hour]);
       return `${changed} calls${overtaken ? ', marks taken' : ''}`;
@@ -244,14 +245,20 @@ const jobs = {
     return `${(await world.queues[queue].clean(0, 100, state)).length} jobs`;
   },
   drain: (world, { queue }) => world.queues[queue].drain(),
-  /** A second job of an hour that is at work: without its deduplication id, as after a retry by hand. */
-  async 'double an hour'(world, { ago }) {
-    await world.backfill(between(world, ago, ago - 1));
-    const hour = new Date(hourOf(world, ago)).toISOString().slice(0, 13);
-    const data = { hour, step: 'allot', run: 0, backfilled: false, again: true };
-    await world.queues.hours.add(`hour ${hour}`, data, { attempts: 5 });
-  },
+  /** A second job of an hour that is at work, as after a retry by hand. */
+  'double an hour': (world, { ago }) => runAtOnce(world, ago),
 };
+
+/** Ask for an hour, and have it run before all others: by a job without a deduplication id, perhaps beside its own. */
+async function runAtOnce(world, ago) {
+  await world.backfill(between(world, ago, ago - 1));
+  const data = { hour: spellHour(world, ago), step: 'allot', run: 0, backfilled: false, again: true };
+  await atOnce(world.queues.hours, data);
+}
+
+const atOnce = (queue, data) => queue.add(`at once ${data.hour}`, data, { attempts: 5, lifo: true });
+
+const spellHour = (world, ago) => new Date(hourOf(world, ago)).toISOString().slice(0, 13);
 
 const operator = {
   async backfill(world, { from, to, only, times }) {
