@@ -48,7 +48,7 @@ const DAY_SECONDS = 24 * 3600;
 export async function openConnections(config: Config, log: Logger, { patient = false } = {}): Promise<Connections> {
   const quieted = quiet(log);
   const pool = connect(config.DATABASE_URL, {
-    connections: config.WORKER_CONCURRENCY * 2 + 2,
+    connections: config.WORKER_CONCURRENCY * 2 + 4,
     onError: quieted('PostgreSQL'),
     patient,
   });

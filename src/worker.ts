@@ -60,7 +60,10 @@ export async function startWorker(
     }
     const lost = await freeLost(queues, await enqueueOwed(deps));
     if (lost.length === 0) return;
-    log.warn({ jobs: lost.length, first: lost[0] }, 'jobs in no list: removed, and what is owed enqueued again');
+    log.warn(
+      { jobs: lost.length, first: lost[0] },
+      'jobs that nobody would ever find: removed, and what is owed enqueued again',
+    );
     await enqueueOwed(deps);
   };
   // At work first: what is waiting need not wait for a look at everything.

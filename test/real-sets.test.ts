@@ -15,20 +15,24 @@ test.skipIf(!existsSync(data)).each([
   ['nasa_19950801', '1995-08-01T06', '1995-08-01T19'],
   ['aider_dev', '2024-08-13T14', '2025-03-08'],
   ['servegen_dev', '2025-02-02T20', '2025-02-19T16'],
-])('%s comes out as an independent program counted it, digit by digit', async (name, from, to) => {
-  await using hourhand = await startHourhand();
-  const span = ['--from', from, '--to', to];
-  expect(await hourhand.run(['import', path.join(data, `${name}.csv.gz`)])).toMatchObject({ code: 0 });
-  await hourhand.work();
-  expect(await hourhand.run(['backfill', ...span, '--wait'])).toMatchObject({ code: 0 });
-  const expected = (kind: string) =>
-    gunzipSync(readFileSync(path.join(data, `${name}.expected.${kind}.csv.gz`))).toString();
-  const [users, types, verified] = await Promise.all([
-    hourhand.run(['stats', ...span, '--format', 'csv']),
-    hourhand.run(['stats', ...span, '--by', 'type', '--format', 'csv']),
-    hourhand.run(['verify', ...span]),
-  ]);
-  expect(users.stdout).toBe(expected('user_hour'));
-  expect(types.stdout).toBe(expected('user_hour_type'));
-  expect(verified).toMatchObject({ code: 0, stdout: '' });
-});
+])(
+  '%s comes out as an independent program counted it, digit by digit',
+  async (name, from, to) => {
+    await using hourhand = await startHourhand();
+    const span = ['--from', from, '--to', to];
+    expect(await hourhand.run(['import', path.join(data, `${name}.csv.gz`)])).toMatchObject({ code: 0 });
+    await hourhand.work();
+    expect(await hourhand.run(['backfill', ...span, '--wait'])).toMatchObject({ code: 0 });
+    const expected = (kind: string) =>
+      gunzipSync(readFileSync(path.join(data, `${name}.expected.${kind}.csv.gz`))).toString();
+    const [users, types, verified] = await Promise.all([
+      hourhand.run(['stats', ...span, '--format', 'csv']),
+      hourhand.run(['stats', ...span, '--by', 'type', '--format', 'csv']),
+      hourhand.run(['verify', ...span]),
+    ]);
+    expect(users.stdout).toBe(expected('user_hour'));
+    expect(types.stdout).toBe(expected('user_hour_type'));
+    expect(verified).toMatchObject({ code: 0, stdout: '' });
+  },
+  120_000,
+);

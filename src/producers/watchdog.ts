@@ -1,6 +1,6 @@
 // Is there work that only seems to be under way?
 
-import type { Queue } from 'bullmq';
+import type { Job, Queue } from 'bullmq';
 import { auditHours } from '../queues/audit.ts';
 import { checkModels } from '../queues/models.ts';
 import type { Queues } from '../queues/redis.ts';
@@ -10,7 +10,8 @@ import type { Hour } from '../time/hour.ts';
 
 /**
  * Remove the jobs that stand for owed or marked hours, or for the looks at calls, models and closed hours, and that no worker will ever
- * find: they are in no list of their queue, and hold their deduplication id for ever. Then they can be enqueued again.
+ * find: they are in no list of their queue, and hold their deduplication id for ever; and those that wait for such a child. Then
+ * they can be enqueued again.
  *
  * BullMQ moves a job from one list to another inside one script, and tells its state inside another: a job that is being
  * moved is not taken for lost. One that is still worked on has its lock, and is not removed. Should one be freed wrongly
@@ -29,8 +30,24 @@ export async function freeLost(
     freeIfLost(queues.stale, failStaleCalls.deduplicationId?.({})),
     freeIfLost(queues.audits, auditHours.deduplicationId?.({})),
     freeIfLost(queues.checks, checkModels.deduplicationId?.({ step: 'plan', check: 0 })),
+    ...enqueued.slice(0, PARENTS).map((hour) => freeOfLostChild(queues, rollUpHour.deduplicationId?.(hourOf(hour)))),
   ]);
   return freed.filter((id) => id !== undefined);
+}
+
+/** Hours whose children are looked for at once: one that waits for ever comes to be among the first that are owed. */
+const PARENTS = 20;
+
+/** An hour's job waits for each of its children; for one that nobody will ever find it waits for ever, and makes way for a new run. */
+async function freeOfLostChild({ hours, users }: Queues, id = ''): Promise<string | undefined> {
+  const parent = await hours.getDeduplicationJobId(id);
+  if (!parent || (await hours.getJobState(parent)) !== 'waiting-children') return undefined;
+  const job: Job | undefined = await hours.getJob(parent);
+  const { unprocessed = [] } = (await job?.getDependencies({ unprocessed: { count: 100 } })) ?? {};
+  const states = await Promise.all(unprocessed.map((key) => users.getJobState(key.slice(key.lastIndexOf(':') + 1))));
+  // Asked again: a child that ended in the meantime, and was removed, is no longer waited for.
+  if (!states.includes('unknown') || (await hours.getJobState(parent)) !== 'waiting-children') return undefined;
+  return (await hours.remove(parent, { removeChildren: false })) === 1 ? id : undefined;
 }
 
 /** Commands sent in one go are one round trip: nothing waits for the answer to another id. */
