@@ -71,7 +71,7 @@ export async function startWorker(
     work(queues.ticks.name, 1, MINUTE_MS, tickStatsProcessor(deps)),
     work(rollUpHour.queue, config.WORKER_CONCURRENCY, 5 * MINUTE_MS, rollUpHourProcessor(deps)),
     work(rollUpUsers.queue, config.WORKER_CONCURRENCY, 15 * MINUTE_MS, rollUpUsersProcessor(deps)),
-    work(rollUpMarks.queue, 1, 15 * MINUTE_MS, rollUpMarksProcessor(deps)),
+    work(rollUpMarks.queue, config.WORKER_CONCURRENCY, 15 * MINUTE_MS, rollUpMarksProcessor(deps)),
     work(queues.lateTicks.name, 1, MINUTE_MS, tickLateProcessor(deps)),
     work(queues.staleTicks.name, 1, MINUTE_MS, askForProcessor(queues.stale, failStaleCalls)),
     work(failStaleCalls.queue, 1, 60 * MINUTE_MS, failStaleCallsProcessor({ pool, policy: stalePolicy })),

@@ -1,6 +1,7 @@
 // How is PostgreSQL reached, and what does it say when it refuses?
 
 import { PrismaPg } from '@prisma/adapter-pg';
+import pg from 'pg';
 import { Prisma, PrismaClient } from '../generated/prisma/client.ts';
 
 export { Prisma as Sql };
@@ -47,16 +48,12 @@ export function connect(
   const options = Object.entries(settings)
     .map(([name, value]) => `-c ${name}=${value}`)
     .join(' ');
+  const pool = new pg.Pool({ connectionString: withOptions(url, options), max: connections, options, ...reach });
+  // Between the pool's own listener and that of whoever gets the connection there is a moment without any: a server that
+  // stops just then (its last word may come with the answer before it) would end the process.
+  pool.on('connect', (client) => client.on('error', onError));
   return new PrismaClient({
-    adapter: new PrismaPg(
-      {
-        connectionString: withOptions(url, options),
-        max: connections,
-        options,
-        ...reach,
-      },
-      { onPoolError: onError, onConnectionError: onError },
-    ),
+    adapter: new PrismaPg(pool, { onPoolError: onError, onConnectionError: onError, disposeExternalPool: true }),
     // Longer than any statement: the server ends them, the client only counts.
     transactionOptions: {
       isolationLevel: 'ReadCommitted',
