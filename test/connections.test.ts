@@ -1,6 +1,8 @@
 // Ways to both servers: a cluster, a user of few rights, TLS; the main job runs over each, and no secret is told.
 
 import { randomBytes } from 'node:crypto';
+import { once } from 'node:events';
+import { type AddressInfo, createServer, connect as netConnect } from 'node:net';
 import { inspect } from 'node:util';
 import { afterAll, beforeAll, describe, expect, test } from 'vitest';
 import { gatherStatus } from '../src/commands/status.ts';
@@ -209,6 +211,35 @@ test('options in the URL of PostgreSQL stand beside our own, which win', async (
   } finally {
     await pool.$disconnect();
   }
+});
+
+test('a PostgreSQL that stops in the moment in which it takes a connection fails what was asked of it, and nothing more', async () => {
+  const to = new URL(serverUrl('TEST_DATABASE_URL'));
+  const { port, hostname } = to;
+  const fields = ['SFATAL', 'C57P01', 'Mterminating connection due to administrator command', ''];
+  const text = Buffer.from(`${fields.join('\0')}\0`);
+  const lastWord = Buffer.concat([Buffer.from('E'), Buffer.alloc(4), text]);
+  lastWord.writeInt32BE(4 + text.length, 1);
+  // Its last word comes in one piece with its being ready, as a busy machine may well deliver them.
+  const server = createServer((near) => {
+    const far = netConnect(Number(port), hostname);
+    near.on('error', () => far.destroy()).on('close', () => far.destroy());
+    far.on('error', () => near.destroy()).on('close', () => near.destroy());
+    near.pipe(far);
+    far.on('data', (chunk) => {
+      const ready = chunk.subarray(-6, -1).toString('latin1') === 'Z\0\0\0\x05';
+      if (ready) near.end(Buffer.concat([chunk, lastWord]));
+      else near.write(chunk);
+    });
+  });
+  await once(server.listen(0, '127.0.0.1'), 'listening');
+  to.port = String((server.address() as AddressInfo).port); // it listens on one
+  const said: string[] = [];
+  const pool = connect(to.href, { connections: 2, onError: ({ message }) => said.push(message) });
+  await expect(pool.$transaction((db) => db.$queryRaw`select 1`)).rejects.toThrow();
+  expect(said).toContain('terminating connection due to administrator command');
+  await pool.$disconnect();
+  server.close();
 });
 
 describe.concurrent('credentials that are not taken are not told', () => {

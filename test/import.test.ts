@@ -740,7 +740,7 @@ test('the input is read no faster than the database takes it', async () => {
 
 describe.skipIf(!existsSync(new URL('../../shared/data/', import.meta.url)))('real calls', () => {
   const folder = new URL('../../shared/data/', import.meta.url);
-  const sets = ['aider_dev', 'azure_code', 'nasa_19950801', 'servegen_dev'];
+  const sets = ['aider_dev', 'azure_code', 'nasa_19950801'];
   const isPresent = (set: string) => existsSync(new URL(`${set}.csv.gz`, folder));
   const missing = sets.filter((set) => !isPresent(set));
   if (missing.length > 0) console.warn(`skipped, not in ${folder.pathname}: ${missing.join(', ')}`);
