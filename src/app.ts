@@ -21,6 +21,9 @@ interface Part {
   stop(): Promise<void>;
 }
 
+/** What a process that is still starting is given to come to its end. */
+const PATIENCE_MS = 5_000;
+
 /** One worker process. */
 export async function runWorker(config: Config): Promise<number> {
   return untilSignal(config, async (connections) => [await startWorker(connections)]);
@@ -94,7 +97,10 @@ async function untilSignal(config: Config, start: (connections: Connections) => 
   });
   const connections = await openConnections(config, log);
   try {
-    const parts = await start(connections);
+    const started = start(connections);
+    started.catch(() => {}); // told by the race, unless that is over
+    // Asked to stop while it starts, as where much is owed, it does not insist: what it has begun is taken over.
+    const parts = await Promise.race([started, asked.then(() => sleep(PATIENCE_MS, [] as Part[], { ref: false }))]);
     const signal = await asked;
     log.info({ signal }, 'stopping');
     for (const part of parts.reverse()) await part.stop();
