@@ -8,7 +8,7 @@ import { jsonArray, type Writer, writeBatches } from './write.ts';
 
 /** Written batch by batch, as fast as it is read. */
 export async function changes({ pool }: Connections, range: Range, format: 'json' | 'table'): Promise<number> {
-  await pool.$transaction((db) => writeBatches(writers[format], changeLines(db, range)), {
+  await pool.$transaction((db) => writeBatches(writers[format](), changeLines(db, range)), {
     isolationLevel: 'RepeatableRead',
   });
   return 0;

@@ -43,7 +43,7 @@ export async function stats(
   const found = await pool.$transaction(
     async (db) => {
       const lines = statLines(db, range, { by, ...(zeros ? { zerosDays: policy.windowDays } : {}) });
-      await writeBatches(() => writers[format](shown), lines);
+      await writeBatches(writers[format](shown), lines);
       return standingOf(db, range);
     },
     { isolationLevel: 'RepeatableRead' },

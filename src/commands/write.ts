@@ -11,10 +11,9 @@ export interface Writer<Line> {
 
 /** Write batch by batch, no faster than it is read: no report is too long for memory. */
 export async function writeBatches<Line>(
-  writerOf: () => Writer<Line>,
+  { head, batch, tail }: Writer<Line>,
   batches: AsyncIterable<Line[]>,
 ): Promise<void> {
-  const { head, batch, tail } = writerOf();
   await write(head);
   for await (const lines of batches) await write(batch(lines));
   await write(tail());

@@ -1,12 +1,10 @@
 // How are the closed hours audited?
 
-import { enqueueHours } from '../producers/hours.ts';
+import { requestHour } from '../producers/hours.ts';
 import type { Queues } from '../queues/redis.ts';
 import { auditHour, hoursToAudit } from '../store/audit.ts';
 import { forgetChanges } from '../store/changes.ts';
 import type { Pool } from '../store/db.ts';
-import { requestHours } from '../store/ledger.ts';
-import { endOf, startOf } from '../time/hour.ts';
 import type { Context } from './context.ts';
 
 export interface AuditPolicy {
@@ -31,9 +29,7 @@ export function auditHoursProcessor({ pool, queues, policy }: { pool: Pool; queu
         const { users, found } = result;
         log.error({ hour, users, found }, 'audit: stored figures are not what the calls add up to');
         await job.log(`${hour}: ${found}`);
-        const range = { start: startOf(hour), end: endOf(hour) };
-        const request = await requestHours(pool, range, { only: 'all', reason: 'repair', requestedBy: 'audit' });
-        await enqueueHours(queues, request.hours);
+        await requestHour({ pool, queues }, hour, { reason: 'repair', requestedBy: 'audit' });
       }
       await job.updateProgress(Math.round((100 * (i + 1)) / hours.length));
     }

@@ -1,15 +1,14 @@
 // How are the marked users of an hour rolled up again?
 
 import { UnrecoverableError } from 'bullmq';
-import { enqueueHours } from '../producers/hours.ts';
+import { requestHour } from '../producers/hours.ts';
 import { parseData } from '../queues/define-job.ts';
 import type { Queues } from '../queues/redis.ts';
 import { rollUpMarks } from '../queues/stats.ts';
 import type { Pool } from '../store/db.ts';
-import { type ClosePolicy, failHour, recountHour, requestHours } from '../store/ledger.ts';
+import { type ClosePolicy, failHour, recountHour } from '../store/ledger.ts';
 import { markedScopes } from '../store/marks.ts';
 import { storeZeroRows } from '../store/stats.ts';
-import { endOf, startOf } from '../time/hour.ts';
 import { closeHourAloud } from './close-hour.ts';
 import type { Context } from './context.ts';
 import { nameFailed, rollUpScope, type ScopeResult } from './roll-up-scope.ts';
@@ -22,16 +21,14 @@ const MAX_USERS = 1_000;
  * A user that cannot be stored leaves the hour partial and keeps the mark; both wait for the hour's back-off.
  */
 export function rollUpMarksProcessor(deps: { pool: Pool; queues: Queues; policy: ClosePolicy }) {
-  const { pool, queues, policy } = deps;
+  const { pool, policy } = deps;
   return async (context: Context) => {
     const { job, signal, log } = context;
     const { hour } = parseData(rollUpMarks, job);
     const { scopes, asOf } = await markedScopes(pool, hour);
     const users = scopes.reduce((sum, scope) => sum + scope.users.length, 0);
     if (users > MAX_USERS) {
-      const range = { start: startOf(hour), end: endOf(hour) };
-      const request = await requestHours(pool, range, { only: 'all', reason: 'late', requestedBy: 'marks' });
-      await enqueueHours(queues, request.hours);
+      await requestHour(deps, hour, { reason: 'late', requestedBy: 'marks' });
       return { hour, users, asked: 'the whole hour' };
     }
     const failed: ScopeResult['failed'] = [];

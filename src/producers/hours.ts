@@ -17,7 +17,7 @@ import {
 import { markedHours, markUser, sweepMarks } from '../store/marks.ts';
 import { cover } from '../store/ranges.ts';
 import { reopenSettled } from '../store/seam.ts';
-import type { Hour } from '../time/hour.ts';
+import { endOf, type Hour, startOf } from '../time/hour.ts';
 import type { Range } from '../time/range.ts';
 
 export interface HoursPolicy extends ClosePolicy {
@@ -121,6 +121,16 @@ export async function backfillHours(
     request.hours.filter(({ hour }) => !closed.has(hour)),
   );
   return request;
+}
+
+/** Ask for one hour, whatever its state: in the ledger first, then its job. */
+export async function requestHour(
+  { pool, queues }: { pool: Pool; queues: Queues },
+  hour: Hour,
+  asked: { reason: Reason; requestedBy: string },
+): Promise<void> {
+  const request = await requestHours(pool, { start: startOf(hour), end: endOf(hour) }, { only: 'all', ...asked });
+  await enqueueHours(queues, request.hours);
 }
 
 /** A backfill of one user: marks, in the ledger first, then one job for each hour that holds some. */

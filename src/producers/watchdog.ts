@@ -25,12 +25,13 @@ export async function freeLost(
 ): Promise<string[]> {
   const hourOf = (hour: Hour) => ({ hour, step: 'allot', run: 0, backfilled: false, again: false }) as const;
   const freed = await Promise.all([
-    ...enqueued.map((hour) => freeIfLost(queues.hours, rollUpHour.deduplicationId?.(hourOf(hour)))),
+    ...enqueued.map((hour, i) =>
+      freeIfLost(queues.hours, rollUpHour.deduplicationId?.(hourOf(hour)), i < PARENTS ? queues.users : undefined),
+    ),
     ...marked.map((hour) => freeIfLost(queues.marks, rollUpMarks.deduplicationId?.({ hour }))),
     freeIfLost(queues.stale, failStaleCalls.deduplicationId?.({})),
     freeIfLost(queues.audits, auditHours.deduplicationId?.({})),
     freeIfLost(queues.checks, checkModels.deduplicationId?.({ step: 'plan', check: 0 })),
-    ...enqueued.slice(0, PARENTS).map((hour) => freeOfLostChild(queues, rollUpHour.deduplicationId?.(hourOf(hour)))),
   ]);
   return freed.filter((id) => id !== undefined);
 }
@@ -38,22 +39,25 @@ export async function freeLost(
 /** Hours whose children are looked for at once: one that waits for ever comes to be among the first that are owed. */
 const PARENTS = 20;
 
-/** An hour's job waits for each of its children; for one that nobody will ever find it waits for ever, and makes way for a new run. */
-async function freeOfLostChild({ hours, users }: Queues, id = ''): Promise<string | undefined> {
-  const parent = await hours.getDeduplicationJobId(id);
-  if (!parent || (await hours.getJobState(parent)) !== 'waiting-children') return undefined;
-  const job: Job | undefined = await hours.getJob(parent);
-  const { unprocessed = [] } = (await job?.getDependencies({ unprocessed: { count: 100 } })) ?? {};
-  const states = await Promise.all(unprocessed.map((key) => users.getJobState(key.slice(key.lastIndexOf(':') + 1))));
-  // Asked again: a child that ended in the meantime, and was removed, is no longer waited for.
-  if (!states.includes('unknown') || (await hours.getJobState(parent)) !== 'waiting-children') return undefined;
-  return (await hours.remove(parent, { removeChildren: false })) === 1 ? id : undefined;
-}
-
 /** Commands sent in one go are one round trip: nothing waits for the answer to another id. */
-async function freeIfLost(queue: Queue, id = ''): Promise<string | undefined> {
+async function freeIfLost(queue: Queue, id = '', children?: Queue): Promise<string | undefined> {
   const job = await queue.getDeduplicationJobId(id);
-  if (!job || (await queue.getJobState(job)) !== 'unknown') return undefined;
+  if (!job) return undefined;
+  const state = await queue.getJobState(job);
+  const lost =
+    state === 'waiting-children' ? children && (await waitsForLost(queue, job, children)) : state === 'unknown';
+  if (!lost) return undefined;
   // Its children go on: what they roll up counts for whichever run is current.
   return (await queue.remove(job, { removeChildren: false })) === 1 ? id : undefined;
+}
+
+/** Whether an hour's job waits for a child that nobody will ever find: it would wait for ever. */
+async function waitsForLost(queue: Queue, parent: string, children: Queue): Promise<boolean> {
+  const job: Job | undefined = await queue.getJob(parent);
+  const { unprocessed = [] } = (await job?.getDependencies({ unprocessed: { count: 100 } })) ?? {};
+  const states = await Promise.all(
+    unprocessed.map((key) => children.getJobState(key.slice(key.lastIndexOf(':') + 1))),
+  );
+  // Asked again: a child that ended in the meantime, and was removed, is no longer waited for.
+  return states.includes('unknown') && (await queue.getJobState(parent)) === 'waiting-children';
 }

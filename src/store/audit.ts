@@ -1,6 +1,6 @@
 // Which closed hours are recounted next, and what did the audits find?
 
-import { type Hour, hourOf, startOf } from '../time/hour.ts';
+import { endOf, type Hour, hourOf, startOf } from '../time/hour.ts';
 import { type Db, instant, type Now, type Pool } from './db.ts';
 import { differences } from './stats.ts';
 
@@ -51,7 +51,7 @@ export async function auditHour(pool: Pool, hour: Hour, now?: Now): Promise<Audi
         select 1 from "StatHour" where hour = ${start}::timestamptz and state = 'closed' and fence = 0 and "sealedAt" is null`;
       if (settled.length === 0) return undefined;
       let differing = 0;
-      for await (const batch of differences(db, { start, end: new Date(start.getTime() + 3_600_000) })) {
+      for await (const batch of differences(db, { start, end: endOf(hour) })) {
         for (const { userDid, differing: figures, pending } of batch) {
           if (pending) continue;
           differing += 1;
