@@ -5,7 +5,6 @@ import { setTimeout as sleep } from 'node:timers/promises';
 import { say } from './commands/say.ts';
 import { type Config, migrations } from './config.ts';
 import { type Connections, openConnections } from './connections.ts';
-import { startDashboard } from './dashboard/server.ts';
 import { createLogger } from './logger.ts';
 import { backfillHours } from './producers/hours.ts';
 import { holdsSample, loadSample, type Sample } from './sample.ts';
@@ -32,6 +31,7 @@ export async function runWorker(config: Config): Promise<number> {
 /** The web server alone. */
 export async function runDashboard(config: Config): Promise<number> {
   return untilSignal(config, async (connections) => {
+    const { startDashboard } = await import('./dashboard/server.ts'); // a worker needs none of it
     const dashboard = await startDashboard(connections);
     say(`dashboard: ${dashboard.url}`);
     return [{ stop: dashboard.close }];
@@ -48,6 +48,7 @@ export async function runUp(config: Config, sample?: string): Promise<number> {
   for (const name of applied) say(`migration ${name} applied`);
   return untilSignal(config, async (connections) => {
     const loaded = sample && config.privateDatabase ? await sampleInto(connections, path.resolve(sample)) : undefined;
+    const { startDashboard } = await import('./dashboard/server.ts');
     const dashboard = await startDashboard(connections, {
       sample: config.privateDatabase && (await holdsSample(connections.pool)),
     });

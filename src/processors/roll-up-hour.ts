@@ -42,14 +42,13 @@ export function rollUpHourProcessor(deps: HourDeps) {
         if (!data.backfilled) await olderTransactionsEnded(deps, hour, signal);
         const allotted = await allotRun(deps.pool, hour, deps.policy, { again: data.again });
         if (!allotted) return { hour, nothing: 'owed' };
-        data = await store(job, { hour, step: 'fan-out', again: false, ...allotted });
-        await job.log(`run ${data.run} allotted`);
-        await job.updateProgress(10);
+        data = { hour, step: 'fan-out', again: false, ...allotted };
+        await store(job, data, 10, `run ${data.run} allotted`);
       }
       if (data.step === 'fan-out') {
-        await fanOut(deps, job, data);
-        data = await store(job, { ...data, step: 'close' });
-        await job.updateProgress(30);
+        const children = await fanOut(deps, job, data);
+        data = { ...data, step: 'close' };
+        await store(job, data, 30, `${children} children added`);
       }
       await waitForChildren(context, data);
 
@@ -57,11 +56,12 @@ export function rollUpHourProcessor(deps: HourDeps) {
       await job.updateProgress(100);
       if (closing.outcome === 'partial') {
         // Its retry, by hand, is a new run.
-        await store(job, { ...data, step: 'allot', run: 0, again: true });
+        await job.updateData(again(data));
         throw new UnrecoverableError(`hour ${hour} is partial: ${closing.error}`);
       }
       if (closing.outcome !== 'open') return { hour, run: data.run, outcome: closing.outcome };
-      data = await store(job, { ...data, step: 'allot', run: 0, again: true });
+      data = again(data);
+      await job.updateData(data);
     }
   };
 }
@@ -75,11 +75,22 @@ async function olderTransactionsEnded({ pool }: HourDeps, hour: Hour, signal: Ab
 }
 
 /** Add a child for each shard of the run that the ledger still has; those that were added before a crash are not added again. */
-async function fanOut({ pool, queues }: HourDeps, job: Job, { hour, run, backfilled }: HourData): Promise<void> {
+async function fanOut(
+  { pool, queues }: HourDeps,
+  job: Job,
+  { hour, run, backfilled, together }: HourData,
+): Promise<number> {
   const shards = await shardsOf(pool, hour, run);
   const parent = { id: job.id ?? '', queue: job.queueQualifiedName };
   const children = shards.map(({ shard, lo, hi, userDid }) => {
-    const data = { hour, run, shard, lo, hi, ...(userDid === null ? {} : { userDid }) };
+    const data = {
+      hour,
+      run,
+      shard,
+      lo,
+      hi,
+      ...(userDid === null ? {} : { userDid, together: together && shard === 0 }),
+    };
     return jobOf(rollUpUsers, data, {
       jobId: childId(data, parent.id),
       parent,
@@ -87,7 +98,7 @@ async function fanOut({ pool, queues }: HourDeps, job: Job, { hour, run, backfil
     });
   });
   await addJobs(queues.users, children);
-  await job.log(`${children.length} children added`);
+  return children.length;
 }
 
 async function waitForChildren({ job, token }: Context, { backfilled }: HourData): Promise<void> {
@@ -95,7 +106,9 @@ async function waitForChildren({ job, token }: Context, { backfilled }: HourData
   if (await job.moveToWaitingChildren(token)) throw new WaitingChildrenError();
 }
 
-async function store(job: Job, data: HourData): Promise<HourData> {
-  await job.updateData(data);
-  return data;
+/** The step, and what an operator reads of it, in one round trip: a step that is stored is not repeated. */
+async function store(job: Job, data: HourData, progress: number, line: string): Promise<void> {
+  await Promise.all([job.updateData(data), job.updateProgress(progress), job.log(line)]);
 }
+
+const again = (data: HourData): HourData => ({ ...data, step: 'allot', run: 0, again: true });

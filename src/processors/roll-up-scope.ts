@@ -1,8 +1,9 @@
 // How are the users of a scope rolled up, and which of them cannot be?
 
 import { isDataError, type Pool, reasonOf } from '../store/db.ts';
-import { lockScope, type Scope } from '../store/scope.ts';
+import { BUCKETS, lockScope, type Scope, tryToLockScope } from '../store/scope.ts';
 import { type RolledUp, rollUp, usersOfScope } from '../store/stats.ts';
+import type { Hour } from '../time/hour.ts';
 
 export interface ScopeResult extends RolledUp {
   /** Users whose figures cannot be stored, each with the reason; everybody else's are. */
@@ -35,6 +36,26 @@ export async function rollUpScope(pool: Pool, scope: Scope, signal: AbortSignal)
     const results: ScopeResult[] = [];
     for (const half of halves) results.push(await rollUpScope(pool, half, signal));
     return results.reduce(sum);
+  }
+}
+
+/**
+ * Roll up a whole hour in one transaction, where nobody else is at any of its users and all of them can be stored.
+ *
+ * @returns `undefined`: it is not so, and nothing was changed
+ * @throws errors of the server and the traffic
+ */
+export async function rollUpTogether(pool: Pool, hour: Hour, signal: AbortSignal): Promise<ScopeResult | undefined> {
+  signal.throwIfAborted();
+  const scope = { hour, lo: 0, hi: BUCKETS - 1 };
+  try {
+    const done = await pool.$transaction(async (db) =>
+      (await tryToLockScope(db, scope)) ? rollUp(db, scope) : undefined,
+    );
+    return done && { ...done, failed: [] };
+  } catch (error) {
+    if (isDataError(error)) return undefined;
+    throw error;
   }
 }
 

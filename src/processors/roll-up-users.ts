@@ -4,11 +4,11 @@ import { UnrecoverableError } from 'bullmq';
 import { parseData } from '../queues/define-job.ts';
 import { rollUpUsers, type UsersData } from '../queues/stats.ts';
 import { type Pool, reasonOf } from '../store/db.ts';
-import { type ClosePolicy, failShards } from '../store/ledger.ts';
+import { type ClosePolicy, failShards, shardIsDone } from '../store/ledger.ts';
 import type { Scope } from '../store/scope.ts';
 import { closeHourAloud } from './close-hour.ts';
 import type { Context } from './context.ts';
-import { nameFailed, rollUpScope } from './roll-up-scope.ts';
+import { nameFailed, rollUpScope, rollUpTogether, type ScopeResult } from './roll-up-scope.ts';
 
 /**
  * Roll up one user or a range of buckets, and close the hour if that was the last of it.
@@ -22,16 +22,20 @@ export function rollUpUsersProcessor(deps: { pool: Pool; policy: ClosePolicy }) 
     const { job, signal } = context;
     const data = parseData(rollUpUsers, job);
     const scope = scopeOf(data);
-    const result = await rollUpScope(pool, scope, signal).catch(async (error: unknown) => {
+    // Only when it is first begun: whoever runs it again wants its user rolled up again.
+    const fresh = job.attemptsStarted <= 1;
+    if (fresh && data.userDid !== undefined && (await shardIsDone(pool, data))) {
+      await job.log(`run ${data.run}: rolled up together with the hour's other users`);
+      return { run: data.run, together: true };
+    }
+    const result = await work(pool, data, scope, fresh, signal).catch(async (error: unknown) => {
       const last = job.attemptsMade + 1 >= (job.opts.attempts ?? 1);
       // The ledger's note is a courtesy: without it the hour is partial all the same.
       if (last) await failShards(pool, scope, data.run, `${whom(data)}: ${reasonOf(error)}`).catch(() => {});
       throw error;
     });
-    await job.log(
-      `run ${result.run}: ${result.users} users, ${result.calls} calls; ${result.written} rows written, ${result.removed} removed`,
-    );
-    await job.updateProgress(100);
+    const line = `run ${result.run}: ${result.users} users, ${result.calls} calls; ${result.written} rows written, ${result.removed} removed`;
+    await Promise.all([job.log(line), job.updateProgress(100)]);
     if (result.failed.length > 0) {
       const error = nameFailed(result.failed);
       await failShards(pool, scope, Math.max(result.run, data.run), error);
@@ -41,6 +45,22 @@ export function rollUpUsersProcessor(deps: { pool: Pool; policy: ClosePolicy }) 
     const closing = await closeHourAloud(context, deps, data.hour, result.run, 'child');
     return { run: result.run, users: result.users, calls: Number(result.calls), hour: closing.outcome };
   };
+}
+
+/**
+ * Where an hour has few calls, the first of its single users' children does the work of all: one statement costs no more than
+ * one user's, and the others then find themselves done. Where somebody is at one of them, or one cannot be stored, each is on
+ * its own.
+ */
+async function work(
+  pool: Pool,
+  data: UsersData,
+  scope: Scope,
+  fresh: boolean,
+  signal: AbortSignal,
+): Promise<ScopeResult> {
+  const all = fresh && data.together ? await rollUpTogether(pool, data.hour, signal) : undefined;
+  return all ?? rollUpScope(pool, scope, signal);
 }
 
 function scopeOf({ hour, lo, hi, userDid }: UsersData): Scope {

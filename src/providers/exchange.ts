@@ -1,6 +1,6 @@
 // What goes to a provider, and what comes back?
 
-import OpenAI from 'openai';
+import type OpenAI from 'openai';
 import type { ModelError } from '../store/model-errors.ts';
 import { redactHost } from './redact.ts';
 
@@ -69,6 +69,7 @@ export async function exchange(
       throw error;
     }
   };
+  const { default: OpenAI } = await import('openai'); // tens of megabytes, and most workers never ask a model
   const client = new OpenAI({
     baseURL: baseUrl,
     apiKey: key,

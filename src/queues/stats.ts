@@ -21,6 +21,8 @@ const hourData = z.object({
   backfilled: z.boolean(),
   /** Set when the hour was left partial: whoever retries this job by hand does not wait for the back-off. */
   again: z.boolean(),
+  /** Few calls, by the cut: the first child of single users takes all of them along. Unknown to jobs of an older version. */
+  together: z.boolean().optional(),
 });
 export type HourData = z.infer<typeof hourData>;
 
@@ -40,6 +42,8 @@ const usersData = z.object({
   lo: z.int().min(0).max(63),
   hi: z.int().min(0).max(63),
   userDid: z.string().optional(),
+  /** This child tries the whole hour at once first. */
+  together: z.boolean().optional(),
 });
 export type UsersData = z.infer<typeof usersData>;
 

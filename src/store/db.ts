@@ -44,6 +44,8 @@ export function connect(
     idle_in_transaction_session_timeout: patient ? 0 : MINUTE_MS,
     work_mem: '64MB',
     jit: 'off',
+    // Whatever the role or the database says; here, because a statement of its own in every transaction is a round trip each.
+    default_transaction_isolation: 'read\\ committed',
   };
   const options = Object.entries(settings)
     .map(([name, value]) => `-c ${name}=${value}`)
@@ -56,7 +58,6 @@ export function connect(
     adapter: new PrismaPg(pool, { onPoolError: onError, onConnectionError: onError, disposeExternalPool: true }),
     // Longer than any statement: the server ends them, the client only counts.
     transactionOptions: {
-      isolationLevel: 'ReadCommitted',
       timeout: (patient ? 24 * 60 : 6) * MINUTE_MS,
       maxWait: MINUTE_MS,
     },

@@ -168,14 +168,14 @@ const USERS_PER_SHARD = 5_000;
  * older one can close nothing any more.
  *
  * @param again the hour's back-off is over because somebody says so (a retry by hand)
- * @returns the run, or `undefined`: nothing is owed
+ * @returns the run, and whether all its calls together are no more than one shard's; or `undefined`: nothing is owed
  */
 export async function allotRun(
   pool: Pool,
   hour: Hour,
   { maxUserJobs }: CutPolicy,
   { again = false, now }: { again?: boolean; now?: Now } = {},
-): Promise<{ run: number; backfilled: boolean } | undefined> {
+): Promise<{ run: number; backfilled: boolean; together: boolean } | undefined> {
   return pool.$transaction(async (db) => {
     const start = startOf(hour);
     const fenceAfter = (fence: Sql.Sql) =>
@@ -195,7 +195,7 @@ export async function allotRun(
     if (!allotted) return undefined;
     // None of an earlier run counts any more; and an hour whose row was deleted counts its runs from 1 again.
     await db.$executeRaw`delete from "StatShard" where hour = ${start}::timestamptz`;
-    await db.$executeRaw`
+    const [cut] = await db.$queryRaw<[{ together: boolean }]>`
       with present as materialized (
         select "userDid", sum(calls) as calls from (${presentUsers(hour)}) as p group by "userDid"
       ), size as (
@@ -203,7 +203,7 @@ export async function allotRun(
                greatest(2, least(${BUCKETS}::int, greatest(ceil(count(*) / ${USERS_PER_SHARD}::numeric),
                                                            ceil(sum(calls) / ${CALLS_PER_SHARD}::numeric))))::int as ranges
           from present
-      )
+      ), cut as (
       insert into "StatShard" (hour, run, shard, lo, hi, "userDid")
       select ${start}::timestamptz, ${allotted.run}::int, row_number() over (order by "userDid") - 1,
              hashtext("userDid") & 63, hashtext("userDid") & 63, "userDid"
@@ -211,8 +211,10 @@ export async function allotRun(
       union all
       select ${start}::timestamptz, ${allotted.run}::int, i, i * ${BUCKETS}::int / ranges,
              (i + 1) * ${BUCKETS}::int / ranges - 1, null
-        from size, generate_series(0, ranges - 1) i where users > ${maxUserJobs}::int`;
-    return allotted;
+        from size, generate_series(0, ranges - 1) i where users > ${maxUserJobs}::int
+      )
+      select coalesce(sum(calls), 0) <= ${CALLS_PER_SHARD} as together from present`;
+    return { ...allotted, ...cut };
   });
 }
 
@@ -222,6 +224,19 @@ export async function shardsOf(db: Db, hour: Hour, run: number): Promise<Shard[]
     select shard, lo::int, hi::int, "userDid" from "StatShard"
      where hour = ${startOf(hour)}::timestamptz and run = ${run}::int order by shard`;
   return rows.map((row) => ({ ...row, hour }));
+}
+
+/** Whether a shard of this run is done already: the run is the current one, and closed, or the shard says so. */
+export async function shardIsDone(
+  db: Db,
+  { hour, run, shard }: Pick<Shard, 'hour' | 'shard'> & { run: number },
+): Promise<boolean> {
+  const rows = await db.$queryRaw<object[]>`
+    select 1 from "StatHour" l
+     where hour = ${startOf(hour)}::timestamptz and run = ${run}::int
+       and (state = 'closed'
+            or exists (select from "StatShard" d where d.hour = l.hour and d.run = l.run and d.shard = ${shard}::int and d.state = 'done'))`;
+  return rows.length > 0;
 }
 
 type UndoneShard = Omit<Shard, 'hour'> & { error: string | null };

@@ -41,3 +41,11 @@ export async function lockScope(db: Db, { hour, lo, hi }: Scope): Promise<void> 
     select pg_advisory_xact_lock(${ordinalOf(hour)}::int, b)
       from generate_series(${lo}::int, ${hi}::int) b`;
 }
+
+/** The same where all of it is free; where somebody is at one of the users it is not waited for: false. */
+export async function tryToLockScope(db: Db, { hour, lo, hi }: Scope): Promise<boolean> {
+  const [row] = await db.$queryRaw<[{ free: boolean }]>`
+    select bool_and(pg_try_advisory_xact_lock(${ordinalOf(hour)}::int, b)) as free
+      from generate_series(${lo}::int, ${hi}::int) b`;
+  return row.free;
+}
