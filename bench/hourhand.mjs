@@ -17,7 +17,14 @@ export async function openHourhand({ databaseUrl, redisUrl }, { workers = 1, env
   const [{ readConfig }, { openConnections }, { createLogger }, hours] = await Promise.all(
     ['config.js', 'connections.js', 'logger.js', 'producers/hours.js'].map(dist),
   );
-  const environment = { DATABASE_URL: databaseUrl, REDIS_URL: redisUrl, LOG_LEVEL: 'info', ...env };
+  // The clean-up of calls that hang runs as well; it finds none, or the rivals would count other calls than hourhand did.
+  const environment = {
+    DATABASE_URL: databaseUrl,
+    REDIS_URL: redisUrl,
+    LOG_LEVEL: 'info',
+    STALE_MODEL_CALL_TIMEOUT_MINUTES: '525600',
+    ...env,
+  };
   const connections = await openConnections(readConfig(environment), createLogger('silent'));
   const client = await connected(databaseUrl);
   const processes = [];

@@ -21,19 +21,21 @@ import { freeLost } from './producers/watchdog.ts';
 import { MINUTE_MS, queueWorkers } from './queue-worker.ts';
 import { auditHours } from './queues/audit.ts';
 import { announceTransition, checkModels, probeModel } from './queues/models.ts';
-import { maxmemoryPolicy, workerConnection } from './queues/redis.ts';
+import { maxmemoryPolicy, takesTurn, workerConnection } from './queues/redis.ts';
 import { failStaleCalls } from './queues/stale.ts';
 import { rollUpHour, rollUpMarks, rollUpUsers } from './queues/stats.ts';
 import { coverFromNowOn } from './store/ranges.ts';
 import { deployOf } from './store/schedules.ts';
 
 const ENSURE_MS = 30_000;
+/** Shorter, so that the process whose turn it was is in time for the next. */
+const TURN_MS = 25_000;
 /** What a clean stop waits for jobs under way; after that they are left to be picked up as stalled. */
 const DRAIN_MS = 4_000;
 
 /**
  * Work until `stop` is called: a BullMQ worker for each queue, and every 30 seconds a look whether the schedulers stand
- * and what is owed. Any number of such processes may run.
+ * and what is owed. Any number of such processes may run: each looks when it starts, then one of them for all.
  *
  * @param env where the providers' keys are looked up by their names
  */
@@ -100,7 +102,10 @@ export async function startWorker(
     await stop();
     throw error;
   }
-  ensuring = repeat(ENSURE_MS, stopping.signal, () => ensure().catch((error) => onError('ensure')(error)));
+  const lookInTurn = async () => {
+    if (await takesTurn(redis, config.REDIS_PREFIX, 'look', TURN_MS)) await ensure();
+  };
+  ensuring = repeat(ENSURE_MS, stopping.signal, () => lookInTurn().catch((error) => onError('ensure')(error)));
   log.info({ version, concurrency: config.WORKER_CONCURRENCY }, 'worker started');
   return { stop };
 }

@@ -127,6 +127,11 @@ export async function askForKey(redis: RedisConnection, prefix: string): Promise
   }
 }
 
+/** Of all processes that ask, one is told yes, and then nobody for so long; if Redis forgets, somebody is told yes too early. */
+export async function takesTurn(redis: RedisConnection, prefix: string, name: string, ms: number): Promise<boolean> {
+  return (await redis.set(`${prefix}:turn:${name}`, '1', 'PX', ms, 'NX')) === 'OK';
+}
+
 /** How many work on a queue; undefined where Redis does not say, for it does not tell every user. */
 export async function workersOn(queue: Queue): Promise<number | undefined> {
   return queue.getWorkersCount().catch(() => undefined);

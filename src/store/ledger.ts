@@ -18,6 +18,9 @@ export interface OwedHour {
 /**
  * The hours that are owed: ended by Postgres' clock, covered or asked for, not closed, and not in back-off. Holes in the
  * middle too. The newest ended hour first, then the oldest.
+ *
+ * A range in which as many hours are closed as it has is passed over by that count: of years of hours none is named to find
+ * that nothing is owed.
  */
 export async function owedHours(db: Db, limit: number, now?: Now): Promise<OwedHour[]> {
   const rows = await db.$queryRaw<{ hour: Date; backfilled: boolean }[]>`
@@ -25,7 +28,10 @@ export async function owedHours(db: Db, limit: number, now?: Now): Promise<OwedH
       select date_trunc('hour', ${instant(now)}, 'UTC') as until
     ), asked as (
       select hour from ended, "StatRange" r,
+             lateral (select count(*) as closed from "StatHour" l
+                       where l.hour >= r.start and l.hour < least(r."end", until) and l.state = 'closed') as known,
              generate_series(r.start, least(r."end", until) - interval '1 hour', interval '1 hour') as hour
+       where known.closed < extract(epoch from least(r."end", until) - r.start) / 3600
       union
       select hour from ended, "StatHour" where wanted > run and hour < until
     )
@@ -179,8 +185,9 @@ export async function allotRun(
   return pool.$transaction(async (db) => {
     const start = startOf(hour);
     const fenceAfter = (fence: Sql.Sql) =>
-      Sql.sql`(select ${nextFence(fence, Sql.sql`${start}::timestamptz`, now)} from (${seam}) as seam)`;
+      Sql.sql`(select ${nextFence(fence, Sql.sql`${start}::timestamptz`, now)} from seam)`;
     const [allotted] = await db.$queryRaw<{ run: number; backfilled: boolean }[]>`
+      with seam as materialized (${seam})
       insert into "StatHour" as h (hour, state, run, reason, "startedAt", fence)
       select ${start}::timestamptz, 'running', 1, 'tick', ${instant(now)}, ${fenceAfter(Sql.sql`null::bigint`)}
        where ${endOf(hour)}::timestamptz <= ${instant(now)}
