@@ -167,6 +167,11 @@ export const environment = {
     '64',
     'Up to so many users an hour has one child for each; above, shards by ranges of buckets.',
   ],
+  FANOUT_MIN_CALLS: [
+    whole(0, 1_000_000),
+    '20000',
+    'An hour of no more calls, with more users than that, is rolled up by one statement rather than by shards; 0 always fans out.',
+  ],
   MAX_HOURS_PER_TICK: [whole(1, 100_000), '1000', 'Owed hours that one look enqueues at most.'],
   ACTIVE_USER_WINDOW_DAYS: [
     whole(1, 366),

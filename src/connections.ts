@@ -70,6 +70,7 @@ export async function openConnections(config: Config, log: Logger, { patient = f
   const policy = {
     maxHoursPerTick: config.MAX_HOURS_PER_TICK,
     maxUserJobs: config.FANOUT_MAX_USER_JOBS,
+    minCalls: config.FANOUT_MIN_CALLS,
     backOffMaxSeconds: config.PARTIAL_BACKOFF_MAX_SECONDS,
     storeZeroRows: config.STORE_ZERO_ROWS,
     windowDays: config.ACTIVE_USER_WINDOW_DAYS,

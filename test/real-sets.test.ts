@@ -20,7 +20,7 @@ const sets = [
 describe.skipIf(!existsSync(data))('a real set of calls', () => {
   let hourhand: Hourhand;
   beforeAll(async () => {
-    hourhand = await startHourhand();
+    hourhand = await startHourhand({ FANOUT_MIN_CALLS: '20000' });
     await hourhand.work();
   });
   afterAll(() => hourhand[Symbol.asyncDispose]());

@@ -1,4 +1,5 @@
 import { describe, expect, test } from 'vitest';
+import { Sql } from '../src/store/db.ts';
 import type { Hour } from '../src/time/hour.ts';
 import { type Hourhand, h, holdUser, startHourhand, until } from './support/hourhand.ts';
 
@@ -115,6 +116,82 @@ test.each([
   expect(await hourhand.queues.users.getJobCountByTypes('completed')).toBe(children);
   const names = (await hourhand.queues.users.getJobs(['completed'])).map((job) => job.name);
   expect(names).toContain(children === 100 ? 'user user-7 2026-08-20T13' : 'buckets 0–31 2026-08-20T13');
+});
+
+describe('an hour of few calls', () => {
+  const few = { FANOUT_MIN_CALLS: '1000' };
+
+  test('is rolled up by one statement where it has more users than would have a child each', async () => {
+    await using hourhand = await startHourhand(few);
+    await hourhand.record(...crowd(100));
+    await rolledUp(hourhand, hour);
+    expect(await hourhand.wrong()).toEqual([]);
+    expect(await hourhand.hour(hour)).toMatchObject({ run: 1, users: 100, calls: 100n });
+    await until(
+      () => hourhand.queues.hours.getJobCountByTypes('completed'),
+      (count) => count === 1,
+    );
+    expect(await hourhand.queues.users.getJobCountByTypes('completed')).toBe(0);
+    await rolledUp(hourhand, hour); // once more, as a request
+    expect(await hourhand.hour(hour)).toMatchObject({ run: 2, users: 100 });
+  });
+
+  test('is fanned out all the same where it has more calls than that', async () => {
+    await using hourhand = await startHourhand({ FANOUT_MIN_CALLS: '99' });
+    await hourhand.record(...crowd(100));
+    await rolledUp(hourhand, hour);
+    expect(await hourhand.wrong()).toEqual([]);
+    expect(await hourhand.queues.users.getJobCountByTypes('completed', 'active')).toBe(2);
+  });
+
+  test('is fanned out where one of its users cannot be stored, and names that one alone', async () => {
+    await using hourhand = await startHourhand(few);
+    await hourhand.record(
+      ...crowd(100),
+      ...['1', '2'].map((id) => ({ id, user: 'zoe', at: '2026-08-20T13:30:00Z', credits: '999999999999' })),
+    );
+    await hourhand.work();
+    await hourhand.backfill(hour);
+    await hourhand.reaches(hour, 'partial');
+    expect((await hourhand.hour(hour))?.error).toMatch(/^zoe: numeric field overflow/);
+    expect(await hourhand.wrong()).toEqual([expect.stringContaining('zoe')]);
+  });
+
+  test('does not wait at once for a user that somebody else is at, but for that one alone', async () => {
+    await using hourhand = await startHourhand(few);
+    await hourhand.record(...crowd(100));
+    await using held = await holdUser(hourhand, 'user-7');
+    await hourhand.work();
+    await hourhand.backfill(hour);
+    await until(
+      () => hourhand.queues.users.getJobCountByTypes('completed'),
+      (count) => count === 1,
+    );
+    expect(await hourhand.state(hour)).toBe('running');
+    await held.release();
+    await hourhand.reaches(hour, 'closed');
+    expect(await hourhand.wrong()).toEqual([]);
+  });
+
+  test("is rolled up by one of its users' children where each has one, and a retry of another rolls that user up again", async () => {
+    await using hourhand = await startHourhand(few);
+    await hourhand.record(...crowd(10));
+    await rolledUp(hourhand, hour);
+    await until(
+      () => hourhand.queues.users.getJobCountByTypes('completed'),
+      (count) => count === 10,
+    );
+    expect(await hourhand.wrong()).toEqual([]);
+    const jobs = await hourhand.queues.users.getJobs(['completed']);
+    const together = jobs.find((job) => Object(job.returnvalue).together);
+    const user = together?.data.userDid;
+    await hourhand.silently(Sql.sql`update "ModelCall" set credits = 5 where "userDid" = ${user}`);
+    await together?.retry('completed');
+    await until(
+      () => hourhand.wrong(),
+      (wrong) => wrong.length === 0,
+    );
+  });
 });
 
 test('an hour stays open until its last user is done', async () => {

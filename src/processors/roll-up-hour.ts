@@ -13,11 +13,13 @@ import {
   rollUpUsers,
 } from '../queues/stats.ts';
 import type { Pool } from '../store/db.ts';
-import { allotRun, type ClosePolicy, type CutPolicy, shardsOf } from '../store/ledger.ts';
+import { allot, allotRun, type ClosePolicy, type CutPolicy, endRun, fitsAtOnce, shardsOf } from '../store/ledger.ts';
 import { waitsForOlder } from '../store/seam.ts';
+import { rollUp } from '../store/stats.ts';
 import type { Hour } from '../time/hour.ts';
 import { closeHourAloud } from './close-hour.ts';
 import type { Context } from './context.ts';
+import { wholeHour } from './roll-up-scope.ts';
 
 export interface HourDeps {
   readonly pool: Pool;
@@ -26,7 +28,8 @@ export interface HourDeps {
 }
 
 /**
- * Roll up one hour: allot a run, fan out its shards, wait for the children, close the hour from the ledger.
+ * Roll up one hour: at once where that is less work, else allot a run, fan out its shards, wait for the children, close the hour
+ * from the ledger.
  *
  * The step is stored on the job, so that a crash resumes at the step it died in; each may run twice. The job carries no
  * authority: whether anything is owed, and which run counts, is asked of the ledger every time.
@@ -40,6 +43,8 @@ export function rollUpHourProcessor(deps: HourDeps) {
       signal.throwIfAborted();
       if (data.step === 'allot') {
         if (!data.backfilled) await olderTransactionsEnded(deps, hour, signal);
+        const atOnce = await rollUpAtOnce(deps, context, data);
+        if (atOnce) return atOnce;
         const allotted = await allotRun(deps.pool, hour, deps.policy, { again: data.again });
         if (!allotted) return { hour, nothing: 'owed' };
         data = { hour, step: 'fan-out', again: false, ...allotted };
@@ -74,6 +79,27 @@ async function olderTransactionsEnded({ pool }: HourDeps, hour: Hour, signal: Ab
   for (let ms = 5; ms < 1_000 && (await waitsForOlder(pool, hour)); ms *= 2) await sleep(ms, undefined, { signal });
 }
 
+/**
+ * An hour of few calls and more users than have a child each needs no children: allotted, rolled up and closed in one transaction.
+ * Where somebody is at one of its users, or one cannot be stored, it is fanned out as others are.
+ */
+async function rollUpAtOnce({ pool, policy }: HourDeps, { job, log }: Context, { hour, again }: HourData) {
+  if (!(await fitsAtOnce(pool, hour, policy))) return undefined;
+  const done = await wholeHour(pool, hour, async (db, scope) => {
+    const allotted = await allot(db, hour, { again });
+    if (!allotted) return 'nothing';
+    const { written, removed } = await rollUp(db, scope);
+    return { run: allotted.run, written, removed, ...(await endRun(db, hour, 'closed', policy)) };
+  });
+  if (done === undefined) return undefined;
+  if (done === 'nothing') return { hour, nothing: 'owed' };
+  const { run, users, calls, written, removed } = done;
+  log.info({ hour, run, users, calls: Number(calls) }, 'hour closed');
+  const line = `run ${run}: closed, ${users} users, ${calls} calls; ${written} rows written, ${removed} removed`;
+  await Promise.all([job.updateProgress(100), job.log(line)]);
+  return { hour, run, outcome: 'closed' };
+}
+
 /** Add a child for each shard of the run that the ledger still has; those that were added before a crash are not added again. */
 async function fanOut(
   { pool, queues }: HourDeps,
@@ -89,7 +115,7 @@ async function fanOut(
       shard,
       lo,
       hi,
-      ...(userDid === null ? {} : { userDid, together: together && shard === 0 }),
+      ...(userDid === null ? {} : { userDid, together }),
     };
     return jobOf(rollUpUsers, data, {
       jobId: childId(data, parent.id),

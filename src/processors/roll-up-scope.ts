@@ -1,6 +1,6 @@
 // How are the users of a scope rolled up, and which of them cannot be?
 
-import { isDataError, type Pool, reasonOf } from '../store/db.ts';
+import { type Db, isDataError, type Pool, reasonOf } from '../store/db.ts';
 import { BUCKETS, lockScope, type Scope, tryToLockScope } from '../store/scope.ts';
 import { type RolledUp, rollUp, usersOfScope } from '../store/stats.ts';
 import type { Hour } from '../time/hour.ts';
@@ -40,19 +40,19 @@ export async function rollUpScope(pool: Pool, scope: Scope, signal: AbortSignal)
 }
 
 /**
- * Roll up a whole hour in one transaction, where nobody else is at any of its users and all of them can be stored.
+ * Do something to a whole hour in one transaction, where nobody else is at any of its users and all of them can be stored.
  *
  * @returns `undefined`: it is not so, and nothing was changed
  * @throws errors of the server and the traffic
  */
-export async function rollUpTogether(pool: Pool, hour: Hour, signal: AbortSignal): Promise<ScopeResult | undefined> {
-  signal.throwIfAborted();
+export async function wholeHour<T>(
+  pool: Pool,
+  hour: Hour,
+  work: (db: Db, scope: Scope) => Promise<T>,
+): Promise<T | undefined> {
   const scope = { hour, lo: 0, hi: BUCKETS - 1 };
   try {
-    const done = await pool.$transaction(async (db) =>
-      (await tryToLockScope(db, scope)) ? rollUp(db, scope) : undefined,
-    );
-    return done && { ...done, failed: [] };
+    return await pool.$transaction(async (db) => ((await tryToLockScope(db, scope)) ? work(db, scope) : undefined));
   } catch (error) {
     if (isDataError(error)) return undefined;
     throw error;

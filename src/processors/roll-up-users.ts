@@ -6,9 +6,10 @@ import { rollUpUsers, type UsersData } from '../queues/stats.ts';
 import { type Pool, reasonOf } from '../store/db.ts';
 import { type ClosePolicy, failShards, shardIsDone } from '../store/ledger.ts';
 import type { Scope } from '../store/scope.ts';
+import { rollUp } from '../store/stats.ts';
 import { closeHourAloud } from './close-hour.ts';
 import type { Context } from './context.ts';
-import { nameFailed, rollUpScope, rollUpTogether, type ScopeResult } from './roll-up-scope.ts';
+import { nameFailed, rollUpScope, type ScopeResult, wholeHour } from './roll-up-scope.ts';
 
 /**
  * Roll up one user or a range of buckets, and close the hour if that was the last of it.
@@ -49,7 +50,7 @@ export function rollUpUsersProcessor(deps: { pool: Pool; policy: ClosePolicy }) 
 
 /**
  * Where an hour has few calls, the first of its single users' children does the work of all: one statement costs no more than
- * one user's, and the others then find themselves done. Where somebody is at one of them, or one cannot be stored, each is on
+ * one user's, and the others find themselves done. Where somebody is at one of them, or one cannot be stored, each is on
  * its own.
  */
 async function work(
@@ -59,8 +60,9 @@ async function work(
   fresh: boolean,
   signal: AbortSignal,
 ): Promise<ScopeResult> {
-  const all = fresh && data.together ? await rollUpTogether(pool, data.hour, signal) : undefined;
-  return all ?? rollUpScope(pool, scope, signal);
+  signal.throwIfAborted();
+  const all = fresh && data.together ? await wholeHour(pool, data.hour, rollUp) : undefined;
+  return all ? { ...all, failed: [] } : rollUpScope(pool, scope, signal);
 }
 
 function scopeOf({ hour, lo, hi, userDid }: UsersData): Scope {

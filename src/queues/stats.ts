@@ -21,7 +21,7 @@ const hourData = z.object({
   backfilled: z.boolean(),
   /** Set when the hour was left partial: whoever retries this job by hand does not wait for the back-off. */
   again: z.boolean(),
-  /** Few calls, by the cut: the first child of single users takes all of them along. Unknown to jobs of an older version. */
+  /** Few calls, by the cut: one child may do the work of all. Unknown to jobs of an older version. */
   together: z.boolean().optional(),
 });
 export type HourData = z.infer<typeof hourData>;
@@ -42,7 +42,7 @@ const usersData = z.object({
   lo: z.int().min(0).max(63),
   hi: z.int().min(0).max(63),
   userDid: z.string().optional(),
-  /** This child tries the whole hour at once first. */
+  /** The hour has few calls: all at once costs no more than this user alone. */
   together: z.boolean().optional(),
 });
 export type UsersData = z.infer<typeof usersData>;

@@ -3,7 +3,7 @@
 import { endOf, type Hour, hourOf, startOf } from '../time/hour.ts';
 import type { Range } from '../time/range.ts';
 import { type Db, instant, type Now, type Pool, Sql } from './db.ts';
-import { BUCKETS, type Scope } from './scope.ts';
+import { BUCKETS, callHour, plainHour, type Scope } from './scope.ts';
 import { lookable, nextFence, seam } from './seam.ts';
 import { presentUsers, storeZeroRows } from './stats.ts';
 
@@ -164,41 +164,78 @@ export interface Shard extends Omit<Scope, 'users'> {
 /** How an hour is cut: one child a user up to so many users, ranges of buckets of about this size above. */
 export interface CutPolicy {
   readonly maxUserJobs: number;
+  /** Of no more calls, one statement costs less than the jobs and round trips that would share its work. */
+  readonly minCalls: number;
 }
-const CALLS_PER_SHARD = 50_000;
-const USERS_PER_SHARD = 5_000;
+const CALLS_PER_SHARD = 250_000;
+const USERS_PER_SHARD = 25_000;
 
 /**
- * Allot the next run of an hour and store its shards, if the hour is owed: ended, covered, not sealed, and not closed or
- * wanted again. The run's number is burnt even if its holder dies on the next line. Two callers get two runs, and the
- * older one can close nothing any more.
+ * Whether an hour is better rolled up by one statement than fanned out: few calls, of more users than have a child each. Looks at
+ * no more calls than that, and may be wrong a moment later: then the statement is larger than it need be, or the fan-out.
+ */
+export async function fitsAtOnce(db: Db, hour: Hour, { maxUserJobs, minCalls }: CutPolicy): Promise<boolean> {
+  if (minCalls === 0) return false;
+  const [size] = await db.$queryRaw<[{ users: number; calls: bigint }]>`
+    select count(*)::int as users, coalesce(sum(calls), 0)::bigint as calls
+      from (select "userDid", count(*) as calls
+              from (select "userDid" from "ModelCall" where ${callHour} = ${plainHour(hour)} limit ${minCalls + 1}::int) as call
+             group by "userDid") as present`;
+  return size.users > maxUserJobs && size.calls <= minCalls;
+}
+
+/** A run that was allotted. */
+export interface Allotted {
+  readonly run: number;
+  readonly backfilled: boolean;
+}
+
+/**
+ * Allot the next run of an hour, in a transaction, if the hour is owed: ended, covered, not sealed, and not closed or wanted
+ * again. The run's number is burnt with the transaction's commit, even if its holder dies on the next line. Two callers get two
+ * runs, and the older one can close nothing any more.
  *
  * @param again the hour's back-off is over because somebody says so (a retry by hand)
- * @returns the run, and whether all its calls together are no more than one shard's; or `undefined`: nothing is owed
+ * @returns the run, or `undefined`: nothing is owed
+ */
+export async function allot(
+  db: Db,
+  hour: Hour,
+  { again = false, now }: { again?: boolean; now?: Now } = {},
+): Promise<Allotted | undefined> {
+  const start = startOf(hour);
+  const fenceAfter = (fence: Sql.Sql) =>
+    Sql.sql`(select ${nextFence(fence, Sql.sql`${start}::timestamptz`, now)} from seam)`;
+  const [allotted] = await db.$queryRaw<Allotted[]>`
+    with seam as materialized (${seam})
+    insert into "StatHour" as h (hour, state, run, reason, "startedAt", fence)
+    select ${start}::timestamptz, 'running', 1, 'tick', ${instant(now)}, ${fenceAfter(Sql.sql`null::bigint`)}
+     where ${endOf(hour)}::timestamptz <= ${instant(now)}
+       and exists (select from "StatRange" r where r.start <= ${start}::timestamptz
+                      and coalesce(r."end", 'infinity') > ${start}::timestamptz)
+    on conflict (hour) do update
+       set run = h.run + 1, state = 'running', "startedAt" = ${instant(now)}, "nextAttemptAt" = null,
+           fence = ${fenceAfter(Sql.sql`h.fence`)}
+     where h."sealedAt" is null and (h.state <> 'closed' or h.wanted > h.run)
+       and (${again} or h."nextAttemptAt" is null or h."nextAttemptAt" <= ${instant(now)})
+    returning run, reason = 'backfill' and ${endOf(hour)}::timestamptz < date_trunc('hour', ${instant(now)}, 'UTC') as backfilled`;
+  return allotted;
+}
+
+/**
+ * Allot a run as `allot` does, and store its shards.
+ *
+ * @returns also whether all the hour's calls are few enough for one statement
  */
 export async function allotRun(
   pool: Pool,
   hour: Hour,
-  { maxUserJobs }: CutPolicy,
-  { again = false, now }: { again?: boolean; now?: Now } = {},
-): Promise<{ run: number; backfilled: boolean; together: boolean } | undefined> {
+  { maxUserJobs, minCalls }: CutPolicy,
+  options: { again?: boolean; now?: Now } = {},
+): Promise<(Allotted & { together: boolean }) | undefined> {
   return pool.$transaction(async (db) => {
     const start = startOf(hour);
-    const fenceAfter = (fence: Sql.Sql) =>
-      Sql.sql`(select ${nextFence(fence, Sql.sql`${start}::timestamptz`, now)} from seam)`;
-    const [allotted] = await db.$queryRaw<{ run: number; backfilled: boolean }[]>`
-      with seam as materialized (${seam})
-      insert into "StatHour" as h (hour, state, run, reason, "startedAt", fence)
-      select ${start}::timestamptz, 'running', 1, 'tick', ${instant(now)}, ${fenceAfter(Sql.sql`null::bigint`)}
-       where ${endOf(hour)}::timestamptz <= ${instant(now)}
-         and exists (select from "StatRange" r where r.start <= ${start}::timestamptz
-                        and coalesce(r."end", 'infinity') > ${start}::timestamptz)
-      on conflict (hour) do update
-         set run = h.run + 1, state = 'running', "startedAt" = ${instant(now)}, "nextAttemptAt" = null,
-             fence = ${fenceAfter(Sql.sql`h.fence`)}
-       where h."sealedAt" is null and (h.state <> 'closed' or h.wanted > h.run)
-         and (${again} or h."nextAttemptAt" is null or h."nextAttemptAt" <= ${instant(now)})
-      returning run, reason = 'backfill' and ${endOf(hour)}::timestamptz < date_trunc('hour', ${instant(now)}, 'UTC') as backfilled`;
+    const allotted = await allot(db, hour, options);
     if (!allotted) return undefined;
     // None of an earlier run counts any more; and an hour whose row was deleted counts its runs from 1 again.
     await db.$executeRaw`delete from "StatShard" where hour = ${start}::timestamptz`;
@@ -220,7 +257,7 @@ export async function allotRun(
              (i + 1) * ${BUCKETS}::int / ranges - 1, null
         from size, generate_series(0, ranges - 1) i where users > ${maxUserJobs}::int
       )
-      select coalesce(sum(calls), 0) <= ${CALLS_PER_SHARD} as together from present`;
+      select coalesce(sum(calls), 0) <= ${minCalls}::int as together from present`;
     return { ...allotted, ...cut };
   });
 }
@@ -320,16 +357,29 @@ export async function closeHour(
       return { outcome: 'partial', ...(await setPartial(db, hour, nameShards(undone), policy, now)) };
     }
 
-    if (policy.storeZeroRows) await storeZeroRows(db, hour, policy.windowDays);
-    await db.$executeRaw`delete from "StatShard" where hour = ${start}::timestamptz`;
     const outcome = ledger.wanted > run ? 'open' : 'closed';
-    const [counted] = await db.$queryRaw<[{ users: number; calls: bigint }]>`
-      update "StatHour" l set state = ${outcome}::"HourState", attempts = 0, "nextAttemptAt" = null, error = null,
-             "closedAt" = ${instant(now)}, "asOf" = "startedAt", revision = ${nextRevision}, (users, calls) = (${countOf(hour)})
-       where hour = ${start}::timestamptz
-      returning users, calls`;
+    const counted = await endRun(db, hour, outcome, policy, now);
     return outcome === 'closed' ? { outcome, already: false, ...counted } : { outcome };
   });
+}
+
+/** All of an hour's current run is done: say so, in the transaction that holds its row. */
+export async function endRun(
+  db: Db,
+  hour: Hour,
+  outcome: 'open' | 'closed',
+  policy: ClosePolicy,
+  now?: Now,
+): Promise<{ users: number; calls: bigint }> {
+  const start = startOf(hour);
+  if (policy.storeZeroRows) await storeZeroRows(db, hour, policy.windowDays);
+  await db.$executeRaw`delete from "StatShard" where hour = ${start}::timestamptz`;
+  const [counted] = await db.$queryRaw<[{ users: number; calls: bigint }]>`
+    update "StatHour" l set state = ${outcome}::"HourState", attempts = 0, "nextAttemptAt" = null, error = null,
+           "closedAt" = ${instant(now)}, "asOf" = "startedAt", revision = ${nextRevision}, (users, calls) = (${countOf(hour)})
+     where hour = ${start}::timestamptz
+    returning users, calls`;
+  return counted;
 }
 
 async function reopen(db: Db, hour: Hour): Promise<void> {

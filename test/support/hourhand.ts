@@ -57,6 +57,7 @@ export async function startHourhand(env: Record<string, string> = {}, options: {
     CLEANUP_STALE_MODEL_CALLS_CRON_TIME: 'off',
     CHECK_MODEL_STATUS_CRON_TIME: 'off',
     AUDIT_MODEL_CALL_STATS_CRON_TIME: 'off',
+    FANOUT_MIN_CALLS: '0', // or none of the tests' few calls would ever be fanned out
     REDIS_URL: serverUrl('TEST_REDIS_URL'),
     ...env,
     DATABASE_URL: database?.url ?? env.DATABASE_URL ?? '',
