@@ -108,7 +108,7 @@ export async function storeZeroRows(db: Db, hour: Hour, days: number): Promise<n
                      where ${callHour} > (h.hour at time zone 'UTC') - ${days}::int * interval '1 day'
                        and ${callHour} <= (h.hour at time zone 'UTC')
                      order by "userDid") idle
-     where h.hour = ${startOf(hour)}::timestamptz
+     where h.hour = ${startOf(hour)}::timestamptz and h."sealedAt" is null
     on conflict do nothing`;
 }
 
