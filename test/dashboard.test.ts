@@ -479,6 +479,7 @@ describe('health', () => {
       'scheduler cleanup.stale.model.calls': 'true: off',
       'scheduler check.model.status': 'true: off',
       'scheduler audit.model.call.stats': 'true: off',
+      'scheduler retain.model.calls': 'true: off',
     });
   });
 
