@@ -131,6 +131,7 @@ describe('retention', () => {
     );
     expect(await left(hourhand)).toEqual([]);
     expect((await hourhand.stat('ada', hour))?.totalCredits).toBe('2.00000000');
+    expect(await hourhand.pool.statChange.findMany()).toMatchObject([{ userDid: 'ada', reason: 'repair' }]);
   });
 
   test('says beforehand what it would do, and changes nothing then', async () => {
@@ -360,6 +361,7 @@ describe('a sealed hour', () => {
   test('keeps its statistics when the gateway archives its calls by itself: the audit sealed it', async () => {
     await using hourhand = await threeHours({ AUDIT_WITHIN_DAYS: '1', CALLS_KEPT_DAYS: '2' });
     await hourhand.silently(Sql.sql`update "ModelCall" set credits = 2 where "callTime" = '2026-08-20T15:10:00Z'`);
+    await hourhand.backfill(h('2026-08-20T10')); // empty: it has nothing to keep
     const { returnvalue } = await audited(hourhand);
     expect(returnvalue).toMatchObject({ differing: 1, sealed: 2 });
     await until(
@@ -374,6 +376,8 @@ describe('a sealed hour', () => {
     expect(await hourhand.pool.statMark.count()).toBe(0);
     expect((await audited(hourhand)).returnvalue).toMatchObject({ differing: 0, sealed: 0 });
     expect(await hourhand.pool.modelCallStat.count()).toBe(6);
+    expect(await hourhand.pool.statHour.count({ where: { sealedAt: { not: null } } })).toBe(3);
+    expect(await hourhand.state(h('2026-08-20T10'))).toBe('closed');
   });
 });
 

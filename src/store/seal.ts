@@ -64,11 +64,11 @@ async function obstacle(db: Db, hour: Hour): Promise<Sealing | undefined> {
 const why = Sql.sql`case when state <> 'closed' then state when marked > 0 then 'users marked' when "underWay" then 'calls under way'
   when older then 'older transactions' end`;
 
-/** The closed hours that ended more than so many days ago and are not sealed, the oldest first. */
+/** The closed hours with figures that ended more than so many days ago and are not sealed, the oldest first. */
 export async function hoursToSeal(db: Db, days: number, now?: Now): Promise<Hour[]> {
   const rows = await db.$queryRaw<{ hour: Date }[]>`
     select hour from "StatHour"
-     where state = 'closed' and "sealedAt" is null and hour + interval '1 hour' <= ${instant(now)} - ${days}::int * interval '1 day'
+     where state = 'closed' and users > 0 and "sealedAt" is null and hour + interval '1 hour' <= ${instant(now)} - ${days}::int * interval '1 day'
      order by hour`;
   return rows.map((row) => hourOf(row.hour));
 }
