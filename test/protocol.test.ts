@@ -210,7 +210,7 @@ test('a run cut into shards covers every bucket once', async () => {
   await using hourhand = await startHourhand({ FANOUT_MAX_USER_JOBS: '3' });
   const { pool, policy } = hourhand;
   await hourhand.cover(hour, hour);
-  const crowd = Array.from({ length: 16_000 }, (_, i) => ({ user: `u${i}`, at }));
+  const crowd = Array.from({ length: 80_000 }, (_, i) => ({ user: `u${i}`, at }));
   await hourhand.record(...crowd);
   await allotRun(pool, hour, policy);
   const shards = await shardsOf(pool, hour, 1);

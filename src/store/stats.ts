@@ -25,18 +25,22 @@ export interface RolledUp {
  * touched. To be called under `lockScope`, in the same transaction. All of it is one statement because run, marks, figures
  * and shards must come from one snapshot: a shard marked done by a later statement may be that of a run which began after
  * these figures were read; and of a mark that is seen, the call that left it is seen as well.
+ *
+ * @throws {Error} where the hour is sealed, and changes nothing: its calls may be gone, and an old child that a retry wakes up would
+ *   derive that there never were any. Whoever seals holds the same locks.
  */
 export async function rollUp(db: Db, scope: Scope): Promise<RolledUp> {
   const { hour, lo, hi, users } = scope;
   // As it was before the statement that reads it.
   const stored = Sql.sql`select * from "ModelCallStat" where "timeType" = 'hour' and "timestamp" = ${startOf(hour)}::timestamptz and ${usersIn(scope)}`;
-  const [row] = await db.$queryRaw<[RolledUp]>`
+  const [row] = await db.$queryRaw<RolledUp[]>`
     with ledger as (
       select coalesce(l.run, 0) as run, coalesce(l.revision, 0) as revision,
              case when l.reason = 'tick' then 'late' else l.reason end as reason
         from (values (1)) as one left join "StatHour" l on l.hour = ${startOf(hour)}::timestamptz
+       where l."sealedAt" is null
     ), taken as (
-      delete from "StatMark" where hour = ${startOf(hour)}::timestamptz and ${usersIn(scope)}
+      delete from "StatMark" where hour = ${startOf(hour)}::timestamptz and ${usersIn(scope)} and exists (select from ledger)
       returning "userDid", reason
     ), fresh as materialized (
       ${figuresOf(Sql.sql`"userDid"`, Sql.sql`"ModelCall" where ${callHour} = ${plainHour(hour)} and ${usersIn(scope)}`)}
@@ -44,7 +48,7 @@ export async function rollUp(db: Db, scope: Scope): Promise<RolledUp> {
     ), removed as (
       delete from "ModelCallStat" s
        where s."timeType" = 'hour' and s."timestamp" = ${startOf(hour)}::timestamptz and ${usersIn(scope)}
-         and not exists (select from fresh f where f."userDid" = s."userDid")
+         and not exists (select from fresh f where f."userDid" = s."userDid") and exists (select from ledger)
       returning s."userDid"
     ), written as (
       insert into "ModelCallStat" as s ("timeType", "timestamp", "userDid", ${columns()}, run, revision, "computedAt")
@@ -74,6 +78,7 @@ export async function rollUp(db: Db, scope: Scope): Promise<RolledUp> {
            coalesce((select sum("totalCalls") from fresh), 0)::bigint as calls,
            (select count(*)::int from written) as written, (select count(*)::int from removed) as removed
       from ledger`;
+  if (!row) throw new Error(`hour ${hour} is sealed: its figures stay as they are`);
   return row;
 }
 
@@ -108,7 +113,7 @@ export async function storeZeroRows(db: Db, hour: Hour, days: number): Promise<n
                      where ${callHour} > (h.hour at time zone 'UTC') - ${days}::int * interval '1 day'
                        and ${callHour} <= (h.hour at time zone 'UTC')
                      order by "userDid") idle
-     where h.hour = ${startOf(hour)}::timestamptz
+     where h.hour = ${startOf(hour)}::timestamptz and h."sealedAt" is null
     on conflict do nothing`;
 }
 
