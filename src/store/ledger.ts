@@ -1,9 +1,9 @@
 // Which hours are done, and which are owed?
 
-import { endOf, type Hour, hourOf, startOf } from '../time/hour.ts';
+import { endOf, HOUR_MS, type Hour, hourOf, startOf } from '../time/hour.ts';
 import type { Range } from '../time/range.ts';
 import { type Db, instant, type Now, type Pool, Sql } from './db.ts';
-import { BUCKETS, type Scope } from './scope.ts';
+import { BUCKETS, inPartitionsOf, type Scope } from './scope.ts';
 import { lookable, nextFence, seam } from './seam.ts';
 import { presentUsers, storeZeroRows } from './stats.ts';
 
@@ -55,6 +55,7 @@ export async function closeEmptyHours(
 ): Promise<Hour[]> {
   if (owed.length === 0) return [];
   const starts = owed.map(startOf);
+  const instants = starts.map((start) => start.getTime());
   return pool.$transaction(async (db) => {
     await db.$executeRaw`
       insert into "StatHour" (hour, state, reason)
@@ -76,7 +77,8 @@ export async function closeEmptyHours(
              "startedAt" = ${instant(now)}, "closedAt" = ${instant(now)}, error = null, "asOf" = ${instant(now)},
              revision = ${nextRevision}
        where hour = any(${idle.map((row) => row.hour)}::timestamptz[])
-         and not exists (select from "ModelCall" where date_trunc('hour', "callTime" at time zone 'UTC') = l.hour at time zone 'UTC')
+         and not exists (select from "ModelCall" where date_trunc('hour', "callTime" at time zone 'UTC') = l.hour at time zone 'UTC'
+                            and ${inPartitionsOf({ start: new Date(Math.min(...instants)), end: new Date(Math.max(...instants) + HOUR_MS) })})
          and not exists (select from "ModelCallStat" s where s."timeType" = 'hour' and s."timestamp" = l.hour)
          and not exists (select from "StatMark" m where m.hour = l.hour)
       returning hour`;
