@@ -5,6 +5,7 @@ import { Command, CommanderError, InvalidArgumentError, Option } from 'commander
 import { say } from './commands/say.ts';
 import { type Config, ConfigError, migrations, readConfig, version } from './config.ts';
 import type { Connections } from './connections.ts';
+import { checkKept, parseKept } from './time/kept.ts';
 import { parseInstant, type Range, spell, wholeHours } from './time/range.ts';
 
 /** Wrong usage, or a wrong environment: nothing was begun. */
@@ -200,6 +201,21 @@ program
   });
 
 program
+  .command('retain')
+  .description('seal old hours that are right, and delete their calls, and statistics without calls')
+  .option('--calls <age>', 'keep calls for so long: 72h, 90d, 12w, 2y', (text) => read(parseKept, text))
+  .option('--stats <age>', 'keep statistics for so long', (text) => read(parseKept, text))
+  .option('--dry-run', 'say what would be done, and change nothing', false)
+  .action(({ calls, stats, dryRun }, command: Command) => {
+    if (calls === undefined && stats === undefined) command.error('error: expected --calls or --stats, got neither');
+    checkKept({ calls, stats });
+    const options = { kept: { calls, stats }, dryRun, requestedBy: userInfo().username };
+    return run((config) =>
+      withConnections(config, {}, async (c) => (await import('./commands/retain.ts')).retainCommand(c, options)),
+    );
+  });
+
+program
   .command('status')
   .description('watermark, owed hours, schedulers and queues')
   .option('--json', 'for machines', false)
@@ -226,14 +242,15 @@ setTimeout(() => process.exit(), 500).unref();
 function withRange(command: Command): Command {
   return command
     .requiredOption('--from <T>', 'start: ISO-8601 (UTC where it names no zone) or Unix seconds', (text) =>
-      instant(text, 'down'),
+      read((text) => parseInstant(text, 'down'), text),
     )
-    .requiredOption('--to <T>', 'end, not included', (text) => instant(text, 'up'));
+    .requiredOption('--to <T>', 'end, not included', (text) => read((text) => parseInstant(text, 'up'), text));
 }
 
-function instant(text: string, rounded: 'up' | 'down'): Date {
+/** What commander says is the option, and what the function throws. */
+function read<Value>(parse: (text: string) => Value, text: string): Value {
   try {
-    return parseInstant(text, rounded);
+    return parse(text);
   } catch (error) {
     throw new InvalidArgumentError(error instanceof Error ? error.message : String(error));
   }

@@ -6,6 +6,7 @@ import path from 'node:path';
 import { z } from 'zod';
 import { ModelCallType } from './generated/prisma/enums.ts';
 import { inTheClear } from './providers/base-url.ts';
+import { checkKept, parseKept } from './time/kept.ts';
 import { MAX_MINUTES, parseLimits } from './time/limits.ts';
 import { parsePattern } from './time/pattern.ts';
 
@@ -51,6 +52,11 @@ const pattern = readBy(parsePattern).meta({
 const types = Object.keys(ModelCallType);
 const limits = readBy((text) => parseLimits(text, types)).meta({
   expected: `TYPE=MINUTES or PROVIDER/MODEL=MINUTES, divided by commas, with a type of ${types.join(', ')} and 1 to ${MAX_MINUTES} minutes`,
+});
+
+/** For how long something is kept; nothing at all is for ever. */
+const kept = readBy((text) => (text === '' ? undefined : parseKept(text))).meta({
+  expected: 'hours, days, weeks or years, at least 2d, such as 90d or 2y, or nothing',
 });
 
 const url = (...protocols: string[]) =>
@@ -147,6 +153,24 @@ export const environment = {
     'When a share of the closed hours is recounted from the calls. UTC; `off` removes the scheduler.',
   ],
   AUDIT_WITHIN_DAYS: [whole(1, 366), '7', 'Days within which the audits see every closed hour once.'],
+  CALLS_KEPT_DAYS: [
+    z
+      .union([z.literal('').transform(() => undefined), whole(2, 36_500)])
+      .meta({ expected: 'a whole number from 2 to 36500, or nothing' }),
+    '',
+    'Where the gateway archives its calls by itself: hours older than so many days are sealed by the audits, once they are right, so that their statistics stay. Fewer than the gateway keeps them.',
+  ],
+  RETAIN_MODEL_CALLS_CRON_TIME: [
+    pattern,
+    'off',
+    'When hours are sealed, and calls and statistics deleted that are no longer kept. UTC; `off` removes the scheduler.',
+  ],
+  RETAIN_CALLS: [kept, '', 'For how long that scheduler keeps calls; for ever where it says nothing.'],
+  RETAIN_STATS: [
+    kept,
+    '',
+    'For how long that scheduler keeps statistics, at least as long as calls; for ever where it says nothing.',
+  ],
   CHANGE_HISTORY_DAYS: [
     whole(1, 36_600),
     '400',
@@ -287,7 +311,7 @@ export function readConfig(env: NodeJS.ProcessEnv = process.env): Config {
   if (problems.length > 0) throw new ConfigError(problems.join('\n'));
   // Each name was parsed by its own schema just above.
   const parsed = Object.fromEntries(values) as Parsed;
-  const wrong = redisProblem(parsed) ?? webhookProblem(parsed);
+  const wrong = redisProblem(parsed) ?? webhookProblem(parsed) ?? retainProblem(parsed);
   if (wrong) throw new ConfigError(wrong);
   const privateDatabase = !env.DATABASE_URL || env.DATABASE_URL === servers.databaseUrl;
   return {
@@ -320,4 +344,16 @@ function webhookProblem({
     return 'MODEL_WEBHOOK_SECRET: expected at least 16 printable characters beside MODEL_WEBHOOK_URL, got none';
   if (MODEL_ALLOW_HTTP || !inTheClear(new URL(url))) return undefined;
   return 'MODEL_WEBHOOK_URL: expected https, or http to this machine (MODEL_ALLOW_HTTP allows more), got http';
+}
+
+function retainProblem({ RETAIN_MODEL_CALLS_CRON_TIME, RETAIN_CALLS: calls, RETAIN_STATS: stats }: Parsed) {
+  if (RETAIN_MODEL_CALLS_CRON_TIME !== 'off' && calls === undefined && stats === undefined) {
+    return 'RETAIN_CALLS: expected it or RETAIN_STATS beside RETAIN_MODEL_CALLS_CRON_TIME, got neither';
+  }
+  try {
+    checkKept({ calls, stats });
+  } catch (error) {
+    return `RETAIN_STATS: ${error instanceof Error ? error.message : error}`;
+  }
+  return undefined;
 }

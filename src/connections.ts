@@ -20,6 +20,7 @@ import {
 import { connect, type Pool, reasonOf } from './store/db.ts';
 import type { CutPolicy } from './store/ledger.ts';
 import { pendingMigrations } from './store/migrate.ts';
+import type { Kept } from './time/kept.ts';
 import { intervalOf, type Pattern } from './time/pattern.ts';
 
 /** What a worker, the dashboard and the commands work with; opened first, closed last. */
@@ -33,6 +34,8 @@ export interface Connections {
   readonly modelPolicy: CheckPolicy & ProbePolicy;
   readonly stalePolicy: StalePolicy;
   readonly auditPolicy: AuditPolicy;
+  /** What the scheduler's retention keeps. */
+  readonly kept: Kept;
   close(): Promise<void>;
 }
 
@@ -48,7 +51,7 @@ const DAY_SECONDS = 24 * 3600;
 export async function openConnections(config: Config, log: Logger, { patient = false } = {}): Promise<Connections> {
   const quieted = quiet(log);
   const pool = connect(config.DATABASE_URL, {
-    connections: config.WORKER_CONCURRENCY * 2 + 4,
+    connections: config.WORKER_CONCURRENCY * 2 + 5,
     onError: quieted('PostgreSQL'),
     patient,
   });
@@ -94,9 +97,11 @@ export async function openConnections(config: Config, log: Logger, { patient = f
   const auditPolicy = {
     audits: (config.AUDIT_WITHIN_DAYS * DAY_SECONDS) / secondsBetween(config.AUDIT_MODEL_CALL_STATS_CRON_TIME),
     historyDays: config.CHANGE_HISTORY_DAYS,
+    callsKeptDays: config.CALLS_KEPT_DAYS,
   };
+  const kept = { calls: config.RETAIN_CALLS, stats: config.RETAIN_STATS };
   const queues = openQueues(redis, config.REDIS_PREFIX);
-  return { config, log, pool, redis, queues, policy, modelPolicy, stalePolicy, auditPolicy, close };
+  return { config, log, pool, redis, queues, policy, modelPolicy, stalePolicy, auditPolicy, kept, close };
 }
 
 /** From one firing to the next; of a scheduler that is off, whose work is asked for by hand, a day. */

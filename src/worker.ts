@@ -9,6 +9,7 @@ import { auditHoursProcessor } from './processors/audit-hours.ts';
 import { checkModelsProcessor } from './processors/check-models.ts';
 import { failStaleCallsProcessor } from './processors/fail-stale-calls.ts';
 import { probeModelProcessor } from './processors/probe-model.ts';
+import { retainCallsProcessor } from './processors/retain-calls.ts';
 import { rollUpHourProcessor } from './processors/roll-up-hour.ts';
 import { rollUpMarksProcessor } from './processors/roll-up-marks.ts';
 import { rollUpUsersProcessor } from './processors/roll-up-users.ts';
@@ -23,6 +24,7 @@ import { MINUTE_MS, queueWorkers } from './queue-worker.ts';
 import { auditHours } from './queues/audit.ts';
 import { announceTransition, checkModels, probeModel } from './queues/models.ts';
 import { maxmemoryPolicy, workerConnection } from './queues/redis.ts';
+import { retainCalls } from './queues/retain.ts';
 import { failStaleCalls } from './queues/stale.ts';
 import { rollUpHour, rollUpMarks, rollUpUsers } from './queues/stats.ts';
 import { nameOf } from './store/partitions.ts';
@@ -43,7 +45,7 @@ export async function startWorker(
   connections: Connections,
   env: NodeJS.ProcessEnv = process.env,
 ): Promise<{ stop(): Promise<void> }> {
-  const { config, log, pool, redis, queues, policy, stalePolicy, auditPolicy } = connections;
+  const { config, log, pool, redis, queues, policy, stalePolicy, auditPolicy, kept } = connections;
   const onError = quiet(log);
   const found = await maxmemoryPolicy(redis);
   if (found !== 'noeviction') {
@@ -83,6 +85,8 @@ export async function startWorker(
     ...checkWorkers(work, connections, env),
     work(queues.auditTicks.name, 1, MINUTE_MS, askForProcessor(queues.audits, auditHours)),
     work(auditHours.queue, 1, 60 * MINUTE_MS, auditHoursProcessor({ pool, queues, policy: auditPolicy })),
+    work(queues.retainTicks.name, 1, MINUTE_MS, askForProcessor(queues.retentions, retainCalls)),
+    work(retainCalls.queue, 1, 60 * MINUTE_MS, retainCallsProcessor({ pool, queues, kept })),
     work(announceTransition.queue, 4, MINUTE_MS, announceTransitionProcessor({ pool, webhook: webhookOf(config) })),
   ];
   const stopping = new AbortController();

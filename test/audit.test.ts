@@ -4,8 +4,8 @@ import { describe, expect, test } from 'vitest';
 import { hoursToAudit } from '../src/store/audit.ts';
 import { forgetChanges } from '../src/store/changes.ts';
 import { Sql } from '../src/store/db.ts';
-import { endOf, startOf } from '../src/time/hour.ts';
-import { type Hourhand, h, startHourhand, until } from './support/hourhand.ts';
+import { startOf } from '../src/time/hour.ts';
+import { audited, h, startHourhand, threeHours, until } from './support/hourhand.ts';
 
 const hour = h('2026-08-20T13');
 const at = '2026-08-20T13:10:00Z';
@@ -14,7 +14,7 @@ const difference = 'audit: stored figures are not what the calls add up to';
 
 describe('an audit', () => {
   test('finds what came past the triggers, says it in the log, on the job and in the status, and repairs the hour', async () => {
-    await using hourhand = await closedHours();
+    await using hourhand = await threeHours({ AUDIT_WITHIN_DAYS: '1' });
     await hourhand.silently(
       Sql.sql`update "ModelCall" set credits = 2 where "userDid" = 'ada' and "callTime" = ${new Date(at)}`,
     );
@@ -47,7 +47,7 @@ describe('an audit', () => {
   });
 
   test('finds that the calls were truncated, or rows meddled with', async () => {
-    await using hourhand = await closedHours();
+    await using hourhand = await threeHours({ AUDIT_WITHIN_DAYS: '1' });
     await hourhand.pool.$executeRaw`delete from "ModelCallStat" where "userDid" = 'bob'`;
     await hourhand.pool.$executeRaw`truncate "ModelCall"`;
     expect((await audited(hourhand)).returnvalue).toMatchObject({ differing: 3 });
@@ -60,7 +60,7 @@ describe('an audit', () => {
   });
 
   test('passes over what a mark tells of, and hours that are not closed, not settled, or sealed', async () => {
-    await using hourhand = await closedHours();
+    await using hourhand = await threeHours({ AUDIT_WITHIN_DAYS: '1' });
     await hourhand.silently(Sql.sql`update "ModelCall" set credits = 3 where "userDid" = 'ada'`);
     await hourhand.queues.marks.pause(); // nobody takes the marks
     await hourhand.pool.$executeRaw`
@@ -95,7 +95,7 @@ describe('an audit', () => {
 
 describe('what changed in a closed hour', () => {
   test('is told by how much and why, to people and to machines, and kept for so many days', async () => {
-    await using hourhand = await closedHours();
+    await using hourhand = await threeHours({ AUDIT_WITHIN_DAYS: '1' });
     await hourhand.record({ user: 'ada', at, credits: '0.5', tokens: 9007199254740993n });
     await hourhand.pool.$executeRaw`delete from "ModelCall" where "userDid" = 'bob' and "callTime" = ${new Date(at)}`;
     await hourhand.tick();
@@ -131,35 +131,3 @@ describe('what changed in a closed hour', () => {
     expect(await hourhand.pool.statChange.count()).toBe(0);
   });
 });
-
-/** Three closed hours of two users, and a worker. */
-async function closedHours(): Promise<Hourhand> {
-  const hourhand = await startHourhand({ AUDIT_WITHIN_DAYS: '1' }); // the scheduler is off: one audit is all of them
-  const times = [at, '2026-08-20T14:10:00Z', '2026-08-20T15:10:00Z'];
-  await hourhand.record(...times.flatMap((time) => ['ada', 'bob'].map((user) => ({ user, at: time }))));
-  await hourhand.work();
-  await hourhand.backfill(hour, h('2026-08-20T15'));
-  await until(
-    () =>
-      hourhand.pool.statHour.count({ where: { state: 'closed', fence: 0, hour: { lt: endOf(h('2026-08-20T15')) } } }),
-    (n) => n === 3,
-  );
-  await until(
-    () => hourhand.pool.statMark.count(),
-    (n) => n === 0,
-  );
-  return hourhand;
-}
-
-/** An audit, asked for as by its tick. */
-async function audited({ queues }: Hourhand) {
-  const before = await queues.audits.getCompletedCount();
-  await queues.auditTicks.add('tick', {});
-  await until(
-    () => queues.audits.getCompletedCount(),
-    (n) => n === before + 1,
-  );
-  const [job] = await queues.audits.getJobs(['completed'], 0, 0, false);
-  if (!job) throw new Error('no audit');
-  return job;
-}

@@ -265,6 +265,7 @@ bob,2026-08-20T13:00:00Z,chatCompletion,1,0,0,0.00000000
         'cleanup.stale.model.calls',
         'check.model.status',
         'audit.model.call.stats',
+        'retain.model.calls',
       ].map((id) => ({
         id,
         pattern: 'off',
@@ -288,6 +289,8 @@ bob,2026-08-20T13:00:00Z,chatCompletion,1,0,0,0.00000000
       'models-webhook',
       'audit-tick',
       'audit-hours',
+      'retain-tick',
+      'retain-calls',
     ]);
   });
 

@@ -27,6 +27,7 @@ test('with both servers given, everything else has a default', () => {
     AUDIT_MODEL_CALL_STATS_CRON_TIME: '0 30 * * * *',
     AUDIT_WITHIN_DAYS: 7,
     CHANGE_HISTORY_DAYS: 400,
+    RETAIN_MODEL_CALLS_CRON_TIME: 'off',
     CLEANUP_STALE_MODEL_CALLS_CRON_TIME: '0 */10 * * * *',
     STALE_MODEL_CALL_TIMEOUT_MINUTES: 30,
     STALE_MODEL_CALL_TIMEOUTS: [],
@@ -70,6 +71,10 @@ test('every variable is read, and read as what it is', () => {
       AUDIT_MODEL_CALL_STATS_CRON_TIME: 'off',
       AUDIT_WITHIN_DAYS: '1',
       CHANGE_HISTORY_DAYS: '36600',
+      CALLS_KEPT_DAYS: '30',
+      RETAIN_MODEL_CALLS_CRON_TIME: '0 0 3 * * *',
+      RETAIN_CALLS: '90d',
+      RETAIN_STATS: '2y',
       CLEANUP_STALE_MODEL_CALLS_CRON_TIME: 'off',
       STALE_MODEL_CALL_TIMEOUT_MINUTES: '525600',
       STALE_MODEL_CALL_TIMEOUTS: ' video=180, openrouter/meta/llama=3=60',
@@ -105,6 +110,10 @@ test('every variable is read, and read as what it is', () => {
     AUDIT_MODEL_CALL_STATS_CRON_TIME: 'off',
     AUDIT_WITHIN_DAYS: 1,
     CHANGE_HISTORY_DAYS: 36_600,
+    CALLS_KEPT_DAYS: 30,
+    RETAIN_MODEL_CALLS_CRON_TIME: '0 0 3 * * *',
+    RETAIN_CALLS: 2_160,
+    RETAIN_STATS: 17_520,
     CLEANUP_STALE_MODEL_CALLS_CRON_TIME: 'off',
     STALE_MODEL_CALL_TIMEOUT_MINUTES: 525_600,
     STALE_MODEL_CALL_TIMEOUTS: [
@@ -134,6 +143,17 @@ test('a pattern of five fields is read as minute first', () => {
   );
 });
 
+test('retention needs to be told what is kept, and keeps statistics at least as long as calls', () => {
+  const on = { ...servers, RETAIN_MODEL_CALLS_CRON_TIME: '0 0 3 * * *' };
+  expect(problems(on)).toBe(
+    'RETAIN_CALLS: expected it or RETAIN_STATS beside RETAIN_MODEL_CALLS_CRON_TIME, got neither',
+  );
+  expect(problems({ ...on, RETAIN_CALLS: '4w', RETAIN_STATS: '3w' })).toBe(
+    'RETAIN_STATS: expected statistics to be kept at least as long as calls (672 hours), got 504 hours',
+  );
+  expect(readConfig({ ...on, RETAIN_STATS: '3w' })).toMatchObject({ RETAIN_CALLS: undefined, RETAIN_STATS: 504 });
+});
+
 describe('a wrong variable is named, with what was expected and what was found', () => {
   const timeouts =
     'expected TYPE=MINUTES or PROVIDER/MODEL=MINUTES, with a type of chatCompletion, embedding, imageGeneration, audioGeneration, video, custom and 1 to 525600 minutes';
@@ -150,6 +170,9 @@ describe('a wrong variable is named, with what was expected and what was found',
     ['PORT', '0x10', 'expected a whole number from 0 to 65535, got "0x10"'],
     ['LOG_LEVEL', 'verbose', 'expected fatal, error, warn, info, debug, trace or silent, got "verbose"'],
     ['LOG_LEVEL', 'INFO', 'expected fatal, error, warn, info, debug, trace or silent, got "INFO"'],
+    ['CALLS_KEPT_DAYS', '1', 'expected a whole number from 2 to 36500, or nothing, got "1"'],
+    ['RETAIN_CALLS', '90', 'expected at least 2d, in hours, days, weeks or years, such as 90d or 2y, got "90"'],
+    ['RETAIN_STATS', '47h', 'expected at least 2d, in hours, days, weeks or years, such as 90d or 2y, got "47h"'],
     ['WORKER_CONCURRENCY', '0', 'expected a whole number from 1 to 64, got "0"'],
     ['WORKER_CONCURRENCY', '65', 'expected a whole number from 1 to 64, got "65"'],
     ['MODEL_CALL_STATS_CRON_TIME', '', `${pattern} ""`],

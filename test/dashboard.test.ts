@@ -479,6 +479,7 @@ describe('health', () => {
       'scheduler cleanup.stale.model.calls': 'true: off',
       'scheduler check.model.status': 'true: off',
       'scheduler audit.model.call.stats': 'true: off',
+      'scheduler retain.model.calls': 'true: off',
     });
   });
 
@@ -574,7 +575,7 @@ describe('health', () => {
     mute.hold();
     const [held, lives] = await Promise.all([alone.get('/readyz'), alone.get('/healthz')]);
     expect([held.status, held.ms < 4_000, lives.status, lives.ms < 2_000]).toEqual([503, true, 200, true]);
-    expect(Object.values(found(held.text))).toEqual(Array(9).fill('false: no answer within 2 s'));
+    expect(Object.values(found(held.text))).toEqual(Array(10).fill('false: no answer within 2 s'));
     silent.release();
     mute.release();
     await until(

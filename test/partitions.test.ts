@@ -2,8 +2,9 @@
 
 import { describe, expect, test } from 'vitest';
 import { keepPartitions } from '../src/producers/partitions.ts';
+import { retain } from '../src/producers/retain.ts';
 import { Sql } from '../src/store/db.ts';
-import { detachable, detachPartition, layoutOf, SPAN_CHECK } from '../src/store/partitions.ts';
+import { detachPartition, layoutOf, partitionsBefore, SPAN_CHECK } from '../src/store/partitions.ts';
 import { failBatch } from '../src/store/stale.ts';
 import { connected, openWriter } from './support/gateway.ts';
 import {
@@ -288,40 +289,65 @@ describe('partitions', () => {
     expect(await tables(hourhand)).toEqual({ 20260820: 10_000 });
   });
 
-  test('are detached once all their calls lie in sealed hours, and stay as tables; the statistics stay too', async () => {
+  test('are detached by a retention once all their hours are sealed, and stay as tables; the statistics stay too', async () => {
     await using hourhand = await startHourhand();
+    const { pool, queues } = hourhand;
     await inPartitions(hourhand);
     await hourhand.record(...calls('2026-08-19'), ...calls('2026-08-20'), ...calls('2026-08-21'));
     await hourhand.work();
     await hourhand.backfill(h('2026-08-19T00'), h('2026-08-21T23'));
     await settled(hourhand);
-    const { pool } = hourhand;
-    expect(await detachable(pool, day('22'))).toEqual([]);
-    await pool.$executeRaw`update "StatHour" set "sealedAt" = now() where hour < '2026-08-20T23:00Z'`;
-    const [first, ...others] = await detachable(pool, day('22'));
-    expect([first?.name, others]).toEqual(['ModelCall_before_20260820', []]);
-    await pool.$executeRaw`update "StatHour" set "sealedAt" = now() where hour < '2026-08-21T00:00Z'`;
-    const old = await detachable(pool, day('21'));
-    expect(old.map(({ name }) => name)).toEqual(['ModelCall_before_20260820', 'ModelCall_20260820']);
-    expect(await detachable(pool, day('20'))).toHaveLength(1);
-    await pool.$executeRaw`update "StatHour" set "sealedAt" = null where hour = '2026-08-20T05:00Z'`;
     const before = await hourhand.run(['stats', ...range, '--format', 'csv']);
+    const options = {
+      kept: { calls: 24 },
+      requestedBy: 'test',
+      signal: new AbortController().signal,
+      now: new Date('2026-08-22T12:00:00Z'), // half a day of the third partition is old
+    };
+    const names = ['ModelCall_before_20260820', 'ModelCall_20260820'];
+    expect(await retain({ pool, queues }, { ...options, dryRun: true })).toMatchObject({
+      detached: names,
+      calls: 30,
+    });
+    expect(await tables(hourhand)).toEqual({ before_20260820: 60, 20260820: 60, 20260821: 60 });
     await using gateway = await openWriter(hourhand);
     await gateway.record({ user: 'ada', at: '2026-08-21T13:10:00Z' });
-    const detaching = Promise.all(old.map((partition) => detachPartition(pool, partition)));
+    const retaining = retain({ pool, queues }, options);
     await until(
-      async () =>
-        pool.$queryRaw<
-          object[]
-        >`select 1 from pg_locks where mode = 'AccessExclusiveLock' and not granted and locktype = 'relation' and database = (select oid from pg_database where datname = current_database())`,
+      () => pool.$queryRaw<object[]>`
+        select 1 from pg_locks where mode = 'AccessExclusiveLock' and not granted and locktype = 'relation'
+           and database = (select oid from pg_database where datname = current_database())`,
       (waiting) => waiting.length > 0,
     );
     await gateway.query('rollback');
-    expect(await detaching).toEqual([true, false]);
-    expect(await tables(hourhand)).toEqual({ 20260820: 60, 20260821: 60 });
-    expect(await pool.$queryRaw`select count(*)::int as n from "ModelCall_before_20260820"`).toEqual([{ n: 60 }]);
+    expect(await retaining).toMatchObject({ detached: names, calls: 30, late: { calls: 0 }, passed: {} });
+    expect(await tables(hourhand)).toEqual({ 20260821: 30 });
+    for (const name of names)
+      expect(await pool.$queryRawUnsafe(`select count(*)::int as n from "${name}"`)).toEqual([{ n: 60 }]);
+    expect(await hourhand.run(['stats', ...range, '--format', 'csv'])).toMatchObject({ stdout: before.stdout });
+    await hourhand.record({ user: 'late', at: '2026-08-20T13:10:00Z' });
     expect(await marks(hourhand)).toEqual([]);
-    expect(await hourhand.run(['stats', ...range, '--format', 'csv'])).toEqual(before);
+    expect(await tables(hourhand)).toEqual({ default: 1, 20260821: 30 });
+    expect(await retain({ pool, queues }, options)).toMatchObject({ detached: [], calls: 0, late: { calls: 1 } });
+  });
+
+  test('are not detached while a call of theirs lies in an hour that is not sealed', async () => {
+    await using hourhand = await startHourhand();
+    const { pool } = hourhand;
+    await inPartitions(hourhand);
+    await hourhand.record({ user: 'ada', at: '2026-08-20T13:10:00Z' }, { user: 'ada', at: '2026-08-20T23:10:00Z' });
+    await hourhand.work();
+    await hourhand.backfill(h('2026-08-20T13'), h('2026-08-20T23'));
+    await settled(hourhand);
+    await pool.$executeRaw`update "StatHour" set "sealedAt" = now() where hour < '2026-08-20T23:00Z'`;
+    const [first, second, ...others] = await partitionsBefore(pool, day('21'));
+    if (!first || !second) throw new Error('expected two partitions');
+    expect([first.name, second.name, others]).toEqual(['ModelCall_before_20260820', 'ModelCall_20260820', []]);
+    expect(await detachPartition(pool, second)).toBe(false);
+    await pool.$executeRaw`update "StatHour" set "sealedAt" = now()`;
+    expect(await detachPartition(pool, second)).toBe(true);
+    expect(await detachPartition(pool, first)).toBe(true); // without any call
+    expect(await tables(hourhand)).toEqual({});
   });
 });
 
@@ -419,7 +445,7 @@ describe('hourhand partition', () => {
   });
 });
 
-/** Calls of a few users in four hours of a day, and in its first instant and its last; 60 in all. */
+/** Calls of a few users in the first hour of a day and in its last, its first instant and its last among them; 60 in all. */
 function calls(date: string): TestCall[] {
   return Array.from({ length: 60 }, (_, i) => ({
     id: `${date} ${i}`,
@@ -429,7 +455,7 @@ function calls(date: string): TestCall[] {
         ? `${date}T00:00:00Z`
         : i === 59
           ? `${date}T23:59:59.999Z`
-          : `${date}T${['00', '07', '13', '23'][i % 4]}:${String(i).padStart(2, '0')}:30Z`,
+          : `${date}T${['00', '23'][i % 2]}:${String(i).padStart(2, '0')}:30Z`,
     type: i % 5 === 0 ? 'imageGeneration' : 'chatCompletion',
     tokens: i,
     credits: `0.0000000${1 + (i % 9)}`,

@@ -10,6 +10,14 @@ afterAll(() => hourhand[Symbol.asyncDispose]());
 
 type Row = Record<string, string | number | null>;
 
+const sealedHour: Row = {
+  state: 'closed',
+  run: 1,
+  wanted: 1,
+  closedAt: '2026-08-20T14:01Z',
+  sealedAt: '2026-09-20T00:00Z',
+};
+
 /** A row of each table as it should be, and what makes nonsense of it, by the check that refuses it. */
 const tables: Record<string, { row: Row; nonsense: Record<string, Row[]>; sense: Row[] }> = {
   ModelCall: {
@@ -86,6 +94,7 @@ const tables: Record<string, { row: Row; nonsense: Record<string, Row[]>; sense:
         state,
         sealedAt: '2026-09-20T00:00Z',
       })),
+      StatHour_bucketsGone_check: [{ bucketsGone: -1 }, { bucketsGone: 1 }, { ...sealedHour, bucketsGone: 65 }],
       StatHour_revision_check: [{ revision: -1 }, { fence: -1 }],
     },
     sense: [
@@ -93,7 +102,8 @@ const tables: Record<string, { row: Row; nonsense: Record<string, Row[]>; sense:
       { revision: 1, fence: 0 },
       { wanted: 1 },
       { state: 'running', run: 3, wanted: 4 },
-      { state: 'closed', run: 1, wanted: 1, closedAt: '2026-08-20T14:01Z', sealedAt: '2026-09-20T00:00Z' },
+      sealedHour,
+      { ...sealedHour, bucketsGone: 64 },
     ],
   },
   StatRange: {

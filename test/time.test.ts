@@ -3,6 +3,7 @@ import path from 'node:path';
 import { afterEach, describe, expect, test } from 'vitest';
 import { home } from '../src/config.ts';
 import { endOf, epochOf, hourOf, isHour, ordinalOf, startOf } from '../src/time/hour.ts';
+import { checkKept, parseKept } from '../src/time/kept.ts';
 import { intervalOf, nextRun, parsePattern } from '../src/time/pattern.ts';
 import { hoursIn, parseInstant, spell, wholeHours } from '../src/time/range.ts';
 import { h } from './support/hourhand.ts';
@@ -234,5 +235,32 @@ describe.skipIf(!existsSync(file))('what four cron projects say of UTC', () => {
       return at.toISOString();
     });
     expect(runs).toEqual(expected_next);
+  });
+});
+
+describe('what is kept', () => {
+  test.each([
+    ['48h', 48],
+    ['2d', 48],
+    ['90d', 2_160],
+    ['12w', 2_016],
+    ['2y', 17_520],
+    ['1000y', 8_760_000],
+  ])('%s is %i hours', (text, hours) => {
+    expect(parseKept(text)).toBe(hours);
+  });
+
+  test.each(['', '0d', '1d', '47h', '90', 'd', '90 d', '-90d', '1.5y', '90D', '3m', '1001y', '99999999d'])(
+    '"%s" is refused',
+    (text) => {
+      expect(() => parseKept(text)).toThrow(
+        `expected at least 2d, in hours, days, weeks or years, such as 90d or 2y, got "${text}"`,
+      );
+    },
+  );
+
+  test('is statistics at least as long as calls', () => {
+    expect(() => checkKept({ calls: 48, stats: 47 })).toThrow('at least as long as calls (48 hours), got 47 hours');
+    for (const kept of [{}, { calls: 48 }, { stats: 48 }, { calls: 48, stats: 48 }]) checkKept(kept);
   });
 });

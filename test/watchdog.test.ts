@@ -6,6 +6,7 @@ import { enqueueCheck } from '../src/producers/models.ts';
 import { freeLost } from '../src/producers/watchdog.ts';
 import { auditHours } from '../src/queues/audit.ts';
 import { addJobs, jobOf } from '../src/queues/define-job.ts';
+import { retainCalls } from '../src/queues/retain.ts';
 import { failStaleCalls } from '../src/queues/stale.ts';
 import { rollUpHour, rollUpMarks } from '../src/queues/stats.ts';
 import { type Hourhand, h, startHourhand, until } from './support/hourhand.ts';
@@ -14,34 +15,37 @@ const hour = h('2026-08-20T13');
 const at = '2026-08-20T13:10:00Z';
 const both = { enqueued: [hour], marked: [hour] };
 
-test('jobs in no list make way for new ones: of an hour, of marks, of the clean-up, the audit and the check', async () => {
+test('jobs in no list make way for new ones: of an hour, of marks, of the clean-up, the audit, the retention and the check', async () => {
   await using hourhand = await startHourhand();
-  const { hours, marks, stale, audits, checks } = hourhand.queues;
+  const { hours, marks, stale, audits, retentions, checks } = hourhand.queues;
+  const looked = [hours, marks, stale, audits, retentions, checks];
   const enqueue = async () => {
     await addJobs(hours, [jobOf(rollUpHour, { hour, step: 'allot', run: 0, backfilled: false, again: false })]);
     await addJobs(marks, [jobOf(rollUpMarks, { hour })]);
     await addJobs(stale, [jobOf(failStaleCalls, {})]);
     await addJobs(audits, [jobOf(auditHours, {})]);
+    await addJobs(retentions, [jobOf(retainCalls, {})]);
     await enqueueCheck(hourhand.queues);
   };
-  const waiting = () => Promise.all([hours, marks, stale, audits, checks].map((queue) => queue.getWaitingCount()));
+  const waiting = () => Promise.all(looked.map((queue) => queue.getWaitingCount()));
   await enqueue();
-  expect(await waiting()).toEqual([1, 1, 1, 1, 1]);
+  expect(await waiting()).toEqual([1, 1, 1, 1, 1, 1]);
   expect(await freeLost(hourhand.queues, both)).toEqual([]);
 
-  for (const queue of [hours, marks, stale, audits, checks]) await hourhand.redis.del(queue.toKey('wait'));
+  for (const queue of looked) await hourhand.redis.del(queue.toKey('wait'));
   await enqueue();
-  expect(await waiting()).toEqual([0, 0, 0, 0, 0]);
+  expect(await waiting()).toEqual([0, 0, 0, 0, 0, 0]);
 
   expect(await freeLost(hourhand.queues, both)).toEqual([
     'hour-1787230800',
     'marks-1787230800',
     'stale-calls',
     'audit-hours',
+    'retain-calls',
     'check',
   ]);
   await enqueue();
-  expect(await waiting()).toEqual([1, 1, 1, 1, 1]);
+  expect(await waiting()).toEqual([1, 1, 1, 1, 1, 1]);
   expect(await freeLost(hourhand.queues, both)).toEqual([]);
 });
 

@@ -16,10 +16,14 @@ export async function verify(connections: Connections, asked: Range): Promise<nu
   let [differing, open, sealed, repeated] = [0, 0, 0, 0];
   await connections.pool.$transaction(
     async (db) => {
-      for (const { hour, state, error, sealed: isSealed } of await unclosedHours(db, range)) {
+      for (const { hour, state, error, sealed: isSealed, late } of await unclosedHours(db, range)) {
         if (isSealed) sealed += 1;
         else open += 1;
-        process.stdout.write(isSealed ? `${hour} sealed\n` : `${hour} ${state}${error ? `: ${error}` : ''}\n`);
+        process.stdout.write(
+          isSealed
+            ? `${hour} sealed${late > 0 ? `; ${late} late calls, not applied` : ''}\n`
+            : `${hour} ${state}${error ? `: ${error}` : ''}\n`,
+        );
       }
       for await (const batch of differences(db, range)) {
         differing += batch.length;

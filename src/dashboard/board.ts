@@ -20,6 +20,9 @@ const DESCRIPTIONS: Record<keyof Queues, string> = {
   probes: 'The children of a check: one question to one model, within the budget.',
   auditTicks: 'When to recount a share of the closed hours.',
   audits: 'Recounts closed hours from the calls; one that differs is said, and rolled up again.',
+  retainTicks: 'When to look for calls and statistics that are no longer kept.',
+  retentions:
+    'Seals old hours that are right, and deletes their calls; each job says which hours it passed over, and why.',
   announcements: 'Transitions on their way to the webhook. A retry sends it again, under the same id.',
 };
 

@@ -21,6 +21,7 @@ export interface Patterns {
   readonly CLEANUP_STALE_MODEL_CALLS_CRON_TIME: Pattern;
   readonly CHECK_MODEL_STATUS_CRON_TIME: Pattern;
   readonly AUDIT_MODEL_CALL_STATS_CRON_TIME: Pattern;
+  readonly RETAIN_MODEL_CALLS_CRON_TIME: Pattern;
 }
 
 /** Every scheduler that hourhand has: its id, its variable, and its queue, which holds nothing but its ticks. */
@@ -30,6 +31,7 @@ const SCHEDULERS = [
   ['cleanup.stale.model.calls', 'CLEANUP_STALE_MODEL_CALLS_CRON_TIME', 'staleTicks'],
   ['check.model.status', 'CHECK_MODEL_STATUS_CRON_TIME', 'modelTicks'],
   ['audit.model.call.stats', 'AUDIT_MODEL_CALL_STATS_CRON_TIME', 'auditTicks'],
+  ['retain.model.calls', 'RETAIN_MODEL_CALLS_CRON_TIME', 'retainTicks'],
 ] as const;
 
 /** Every scheduler, with this process' patterns. */

@@ -4,6 +4,7 @@ import type { Job, Queue } from 'bullmq';
 import { auditHours } from '../queues/audit.ts';
 import { checkModels } from '../queues/models.ts';
 import type { Queues } from '../queues/redis.ts';
+import { retainCalls } from '../queues/retain.ts';
 import { failStaleCalls } from '../queues/stale.ts';
 import { rollUpHour, rollUpMarks } from '../queues/stats.ts';
 import type { Hour } from '../time/hour.ts';
@@ -31,6 +32,7 @@ export async function freeLost(
     ...marked.map((hour) => freeIfLost(queues.marks, rollUpMarks.deduplicationId?.({ hour }))),
     freeIfLost(queues.stale, failStaleCalls.deduplicationId?.({})),
     freeIfLost(queues.audits, auditHours.deduplicationId?.({})),
+    freeIfLost(queues.retentions, retainCalls.deduplicationId?.({})),
     freeIfLost(queues.checks, checkModels.deduplicationId?.({ step: 'plan', check: 0 })),
   ]);
   return freed.filter((id) => id !== undefined);

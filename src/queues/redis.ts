@@ -4,6 +4,7 @@ import { Queue } from 'bullmq';
 import { Cluster, Redis, type RedisOptions } from 'ioredis';
 import { auditHours } from './audit.ts';
 import { announceTransition, checkModels, probeModel } from './models.ts';
+import { retainCalls } from './retain.ts';
 import { failStaleCalls } from './stale.ts';
 import { rollUpHour, rollUpMarks, rollUpUsers } from './stats.ts';
 
@@ -169,6 +170,8 @@ export interface Queues {
   readonly announcements: Queue;
   readonly auditTicks: Queue;
   readonly audits: Queue;
+  readonly retainTicks: Queue;
+  readonly retentions: Queue;
 }
 
 /** Every queue, on one connection that the caller keeps and closes. Parents and children never share one. */
@@ -193,5 +196,7 @@ export function openQueues(connection: RedisConnection, prefix: string): Queues 
     announcements: open(announceTransition.queue),
     auditTicks: open('audit-tick'),
     audits: open(auditHours.queue),
+    retainTicks: open('retain-tick'),
+    retentions: open(retainCalls.queue),
   };
 }

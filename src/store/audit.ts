@@ -38,36 +38,43 @@ export interface AuditResult {
 const NAMED = 5;
 
 /**
- * Recount one hour from the calls, in one snapshot. What a mark tells of is no difference: it is on its way.
+ * Recount one closed and settled hour from the calls, in one snapshot, and write down what was found.
  *
  * @returns what differs; `undefined` where nothing does, or where the hour is closed and settled no more
  */
 export async function auditHour(pool: Pool, hour: Hour, now?: Now): Promise<AuditResult | undefined> {
-  const start = startOf(hour);
-  const named: string[] = [];
-  const users = await pool.$transaction(
+  const audit = await pool.$transaction(
     async (db) => {
       const settled = await db.$queryRaw<object[]>`
-        select 1 from "StatHour" where hour = ${start}::timestamptz and state = 'closed' and fence = 0 and "sealedAt" is null`;
-      if (settled.length === 0) return undefined;
-      let differing = 0;
-      for await (const batch of differences(db, { start, end: endOf(hour) })) {
-        for (const { userDid, differing: figures, pending } of batch) {
-          if (pending) continue;
-          differing += 1;
-          if (named.length < NAMED) named.push(`${userDid}: ${figures.join('; ')}`);
-        }
-      }
-      return differing;
+        select 1 from "StatHour" where hour = ${startOf(hour)}::timestamptz and state = 'closed' and fence = 0 and "sealedAt" is null`;
+      return settled.length === 0 ? undefined : { result: await recount(db, hour) };
     },
     { isolationLevel: 'RepeatableRead' },
   );
-  if (users === undefined) return undefined;
-  const found =
-    users === 0 ? null : `${users} user-hours differ: ${named.join('. ')}${users > NAMED ? '. And more' : ''}`;
-  await pool.$executeRaw`
-    update "StatHour" set "auditedAt" = ${instant(now)}, "auditFound" = ${found}::text where hour = ${start}::timestamptz`;
-  return found === null ? undefined : { users, found };
+  if (audit) await recordAudit(pool, hour, audit.result, now);
+  return audit?.result;
+}
+
+/** Compare an hour's figures with its calls, in a transaction. What a mark tells of is no difference: it is on its way. */
+export async function recount(db: Db, hour: Hour): Promise<AuditResult | undefined> {
+  const named: string[] = [];
+  let users = 0;
+  for await (const batch of differences(db, { start: startOf(hour), end: endOf(hour) })) {
+    for (const { userDid, differing, pending } of batch) {
+      if (pending) continue;
+      users += 1;
+      if (named.length < NAMED) named.push(`${userDid}: ${differing.join('; ')}`);
+    }
+  }
+  if (users === 0) return undefined;
+  return { users, found: `${users} user-hours differ: ${named.join('. ')}${users > NAMED ? '. And more' : ''}` };
+}
+
+/** Write down that an hour was recounted, and what was found. */
+export async function recordAudit(db: Db, hour: Hour, result: AuditResult | undefined, now?: Now): Promise<void> {
+  await db.$executeRaw`
+    update "StatHour" set "auditedAt" = ${instant(now)}, "auditFound" = ${result?.found ?? null}::text
+     where hour = ${startOf(hour)}::timestamptz`;
 }
 
 /** What the audits found, the newest hours first; and since when every closed hour has been seen by one, null where some has not. */

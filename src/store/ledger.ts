@@ -335,10 +335,10 @@ export async function failHour(pool: Pool, hour: Hour, error: string, policy: Cl
   await pool.$transaction(async (db) => {
     await db.$executeRaw`
       insert into "StatHour" (hour, state, reason) values (${startOf(hour)}::timestamptz, 'open', 'backfill') on conflict do nothing`;
-    const [ledger] = await db.$queryRaw<[{ state: string }]>`
-      select state::text from "StatHour" where hour = ${startOf(hour)}::timestamptz for update`;
+    const [ledger] = await db.$queryRaw<[{ state: string; sealed: boolean }]>`
+      select state::text, "sealedAt" is not null as sealed from "StatHour" where hour = ${startOf(hour)}::timestamptz for update`;
     // The run that is under way has these users before it, and its own end says more.
-    if (ledger.state !== 'running') await setPartial(db, hour, error, policy, now);
+    if (ledger.state !== 'running' && !ledger.sealed) await setPartial(db, hour, error, policy, now);
   });
 }
 

@@ -3,7 +3,7 @@
 import { setTimeout as sleep } from 'node:timers/promises';
 import type { Range } from '../time/range.ts';
 import { type Db, instant, type Now, type Pool, Sql, sqlState } from './db.ts';
-import { calledWithin, callHour } from './scope.ts';
+import { BUCKETS, calledWithin, callHour } from './scope.ts';
 import { batches } from './stats.ts';
 
 /** Days, weeks from Monday, or months; in UTC. */
@@ -173,20 +173,18 @@ export async function dropAbandonedCheck(pool: Pool): Promise<boolean> {
   });
 }
 
-/** A partition that lies in the past; without a start it begins with the first call. */
+/** A partition's bounds; without a start, it begins with the first call. */
 export interface Partition {
   readonly name: string;
   readonly start: Date | null;
   readonly end: Date;
 }
 
-/** The partitions that end by an instant and whose calls all lie in sealed hours, the oldest first: their figures stay, whatever becomes of them. */
-export async function detachable(db: Db, before: Date): Promise<Partition[]> {
-  const past = await db.$queryRaw<Partition[]>`
+/** The partitions of ours that end by an instant, the oldest first. */
+export async function partitionsBefore(db: Db, before: Date): Promise<Partition[]> {
+  if ((await layoutOf(db)).kind !== 'ours') return [];
+  return db.$queryRaw<Partition[]>`
     select * from (${partitions}) as partition where "end" <= ${before}::timestamptz order by "end"`;
-  const sealed: Partition[] = [];
-  for (const partition of past) if (await isSealed(db, partition)) sealed.push(partition);
-  return sealed;
 }
 
 /** Hour by hour, from the first that has a call: by the index, and by the ledger's key. */
@@ -220,6 +218,7 @@ export async function detachPartition(pool: Pool, partition: Partition): Promise
         await db.$executeRawUnsafe('lock table "ModelCall" in access exclusive mode');
         if (!(await isSealed(db, partition))) return false;
         await db.$executeRawUnsafe(`alter table "ModelCall" detach partition "${partition.name}"`);
+        await noteGone(db, partition);
         return true;
       });
     } catch (error) {
@@ -227,6 +226,13 @@ export async function detachPartition(pool: Pool, partition: Partition): Promise
     }
     await sleep(PAUSE_MS);
   }
+}
+
+/** What comes of these hours from now on came late, as after a retention that deletes. */
+async function noteGone(db: Db, { start, end }: Partition): Promise<void> {
+  await db.$executeRaw`
+    update "StatHour" set "bucketsGone" = ${BUCKETS}::int
+     where "sealedAt" is not null and hour >= coalesce(${start}::timestamptz, '-infinity') and hour < ${end}::timestamptz`;
 }
 
 /** SQLSTATE of a lock that was not to be had in time. */

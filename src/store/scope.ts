@@ -57,8 +57,25 @@ export function usersIn({ lo, hi, users }: Scope): Sql.Sql {
  * all that the former holders wrote. Taken inside the computing statement, the lock comes after its snapshot, and a stale
  * figure overwrites a newer one. Ascending, so that two scopes cannot wait for each other.
  */
-export async function lockScope(db: Db, { hour, lo, hi }: Scope): Promise<void> {
+export async function lockBuckets(db: Db, { hour, lo, hi }: Scope): Promise<void> {
   await db.$executeRaw`
     select pg_advisory_xact_lock(${ordinalOf(hour)}::int, b)
       from generate_series(${lo}::int, ${hi}::int) b`;
+}
+
+/**
+ * Shut out everyone else, to recompute these users. Whoever seals an hour holds the same locks: an old child that a retry wakes
+ * up, after the hour's calls are gone, would else derive that there never were any.
+ *
+ * @throws {Error} where the hour is sealed
+ */
+export async function lockScope(db: Db, scope: Scope): Promise<void> {
+  await lockBuckets(db, scope);
+  if (await isSealed(db, scope.hour)) throw new Error(`hour ${scope.hour} is sealed: its figures stay as they are`);
+}
+
+async function isSealed(db: Db, hour: Hour): Promise<boolean> {
+  const rows = await db.$queryRaw<object[]>`
+    select 1 from "StatHour" where hour = ${startOf(hour)}::timestamptz and "sealedAt" is not null`;
+  return rows.length > 0;
 }

@@ -107,7 +107,7 @@ export async function storeZeroRows(db: Db, hour: Hour, days: number): Promise<n
            lateral (select distinct "userDid" from "ModelCall"
                      where ${calledWithin(windowOf({ start: startOf(hour), end: endOf(hour) }, days))}
                      order by "userDid") idle
-     where h.hour = ${startOf(hour)}::timestamptz
+     where h.hour = ${startOf(hour)}::timestamptz and h."sealedAt" is null
     on conflict do nothing`;
 }
 

@@ -255,6 +255,40 @@ export async function closedHour(hour: Hour, calls: TestCall[], env?: Record<str
   return hourhand;
 }
 
+/** Three closed hours, final ones, of ada and bob, from 2026-08-20T13 on, and a worker. */
+export async function threeHours(env?: Record<string, string>): Promise<Hourhand> {
+  const hourhand = await startHourhand(env);
+  const times = ['2026-08-20T13:10:00Z', '2026-08-20T14:10:00Z', '2026-08-20T15:10:00Z'];
+  await hourhand.record(...times.flatMap((at) => ['ada', 'bob'].map((user) => ({ user, at }))));
+  await hourhand.work();
+  await hourhand.backfill(h('2026-08-20T13'), h('2026-08-20T15'));
+  await until(
+    () =>
+      hourhand.pool.statHour.count({
+        where: { state: 'closed', fence: 0, hour: { lt: new Date('2026-08-20T16:00Z') } },
+      }),
+    (n) => n === 3,
+  );
+  await until(
+    () => hourhand.pool.statMark.count(),
+    (n) => n === 0,
+  );
+  return hourhand;
+}
+
+/** An audit, asked for as by its tick. */
+export async function audited({ queues }: Hourhand) {
+  const before = await queues.audits.getCompletedCount();
+  await queues.auditTicks.add('tick', {});
+  await until(
+    () => queues.audits.getCompletedCount(),
+    (n) => n === before + 1,
+  );
+  const [job] = await queues.audits.getJobs(['completed'], 0, 0, false);
+  if (!job) throw new Error('no audit');
+  return job;
+}
+
 /** Wait for a state, never for a duration: look until it holds, or say what was last seen. */
 export async function until<T>(look: () => Promise<T>, holds: (seen: T) => boolean, ms = PATIENCE_MS): Promise<T> {
   const begin = Date.now();

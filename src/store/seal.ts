@@ -1,0 +1,74 @@
+// Which hours keep their figures, whatever becomes of their calls?
+
+import { endOf, type Hour, hourOf, startOf } from '../time/hour.ts';
+import { type AuditResult, recordAudit, recount } from './audit.ts';
+import { type Db, instant, type Now, type Pool, Sql } from './db.ts';
+import { BUCKETS, lockBuckets } from './scope.ts';
+import { standingsOf } from './standing.ts';
+
+/**
+ * What sealing came to. `passed`: not one of its conditions but the figures holds it up, and why. `differs`: the figures are not
+ * what the calls add up to; the audit's finding says so.
+ */
+export type Sealing =
+  | { readonly outcome: 'sealed' | 'already' }
+  | { readonly outcome: 'passed'; readonly why: string }
+  | ({ readonly outcome: 'differs' } & AuditResult);
+
+/**
+ * Seal an hour: from then on it is never rolled up, marked, repaired or backfilled, and its calls may go. Only an hour that is
+ * final, and whose figures are what its calls add up to, recounted now.
+ *
+ * The recount is under the locks of all its buckets, so that no roll-up writes between it and the seal; one that comes
+ * later finds the hour sealed. Whatever else may have changed meanwhile is asked by the statement that seals. A writer whose transaction
+ * is open all the while is seen by nobody: that is why whoever deletes calls recounts them once more (src/store/retain.ts).
+ *
+ * @param dryRun say what it would come to, and write nothing
+ */
+export async function sealHour(
+  pool: Pool,
+  hour: Hour,
+  { dryRun = false, now }: { dryRun?: boolean; now?: Now } = {},
+): Promise<Sealing> {
+  return pool.$transaction(async (db): Promise<Sealing> => {
+    await lockBuckets(db, { hour, lo: 0, hi: BUCKETS - 1 });
+    const before = await obstacle(db, hour);
+    if (before) return before;
+    const result = await recount(db, hour);
+    if (!dryRun) await recordAudit(db, hour, result, now);
+    if (result) return { outcome: 'differs', ...result };
+    if (!dryRun && !(await seal(db, hour, now))) {
+      return (await obstacle(db, hour)) ?? { outcome: 'passed', why: 'changing' };
+    }
+    return { outcome: 'sealed' };
+  });
+}
+
+async function seal(db: Db, hour: Hour, now: Now): Promise<boolean> {
+  const sealed = await db.$executeRaw`
+    update "StatHour" l set "sealedAt" = ${instant(now)}
+     where hour = ${startOf(hour)}::timestamptz and state = 'closed' and fence = 0 and "sealedAt" is null
+       and exists (select from (${standingsOf({ start: startOf(hour), end: endOf(hour) })}) as standing where final)`;
+  return sealed > 0;
+}
+
+/** Why an hour cannot be sealed, before its figures are looked at. */
+async function obstacle(db: Db, hour: Hour): Promise<Sealing | undefined> {
+  const [row] = await db.$queryRaw<[{ sealed: boolean; why: string | null }]>`
+    select sealed, ${why} as why from (${standingsOf({ start: startOf(hour), end: endOf(hour) })}) as standing`;
+  if (row.sealed) return { outcome: 'already' };
+  return row.why === null ? undefined : { outcome: 'passed', why: row.why };
+}
+
+/** One reason, without figures: hours are counted by it. */
+const why = Sql.sql`case when state <> 'closed' then state when marked > 0 then 'users marked' when "underWay" then 'calls under way'
+  when older then 'older transactions' end`;
+
+/** The closed hours with figures that ended more than so many days ago and are not sealed, the oldest first. */
+export async function hoursToSeal(db: Db, days: number, now?: Now): Promise<Hour[]> {
+  const rows = await db.$queryRaw<{ hour: Date }[]>`
+    select hour from "StatHour"
+     where state = 'closed' and users > 0 and "sealedAt" is null and hour + interval '1 hour' <= ${instant(now)} - ${days}::int * interval '1 day'
+     order by hour`;
+  return rows.map((row) => hourOf(row.hour));
+}
