@@ -57,6 +57,22 @@ program
   );
 
 program
+  .command('partition')
+  .description('keep the calls in a partition for each day, week or month, made ahead by the workers')
+  .addOption(
+    new Option('--by <period>', 'what a partition holds').choices(['day', 'week', 'month']).makeOptionMandatory(),
+  )
+  .option('--ahead <n>', 'partitions to be there after the present one', partitionsAhead, 7)
+  .option('--dry-run', 'say what would be done, and change nothing', false)
+  .action(({ by, ahead, dryRun }) =>
+    run((config) =>
+      withConnections(config, {}, async (c) =>
+        (await import('./commands/partition.ts')).partition(c, { plan: { by, ahead }, dryRun }),
+      ),
+    ),
+  );
+
+program
   .command('import')
   .description('load calls from a CSV file, plain or gzip, or from standard input (-)')
   .argument('<file>', 'FILE.csv, FILE.csv.gz or -')
@@ -238,6 +254,12 @@ function read<Value>(parse: (text: string) => Value, text: string): Value {
   } catch (error) {
     throw new InvalidArgumentError(error instanceof Error ? error.message : String(error));
   }
+}
+
+function partitionsAhead(text: string): number {
+  const count = Number(text);
+  if (/^\d{1,3}$/.test(text) && count >= 1 && count <= 366) return count;
+  throw new InvalidArgumentError(`expected a whole number from 1 to 366, got "${text}"`);
 }
 
 /** Widened to whole hours, aloud. */

@@ -88,10 +88,10 @@ async function importFile(transaction: store.ImportTransaction, options: ImportO
   // Only with ids of its own may there be more bad lines to name, and the insert finds them.
   if (unreadable > 0 && !skipBad && !hasIds) return nothing(unreadable);
 
-  const imported = await store.insertStaged(transaction, hasIds ? 'own' : 'hash', label);
+  const { calls: imported, tables } = await store.insertStaged(transaction, hasIds ? 'own' : 'hash', label);
   const bad = unreadable + (hasIds ? await nameConflicts(transaction, options) : 0);
   if (bad > 0 && !skipBad) return nothing(bad);
-  if (imported > MANY) await store.analyzeCalls(transaction);
+  if (imported > MANY) await store.analyzeCalls(transaction, tables);
   return {
     lines,
     imported,

@@ -17,6 +17,7 @@ import { tickLateProcessor } from './processors/tick-late.ts';
 import { tickModelsProcessor } from './processors/tick-models.ts';
 import { tickStatsProcessor } from './processors/tick-stats.ts';
 import { enqueueOwed } from './producers/hours.ts';
+import { keepPartitions } from './producers/partitions.ts';
 import { ensureScheduler, wishes } from './producers/schedules.ts';
 import { freeLost } from './producers/watchdog.ts';
 import { MINUTE_MS, queueWorkers } from './queue-worker.ts';
@@ -26,6 +27,7 @@ import { maxmemoryPolicy, takesTurn, workerConnection } from './queues/redis.ts'
 import { retainCalls } from './queues/retain.ts';
 import { failStaleCalls } from './queues/stale.ts';
 import { rollUpHour, rollUpMarks, rollUpUsers } from './queues/stats.ts';
+import { nameOf } from './store/partitions.ts';
 import { coverFromNowOn } from './store/ranges.ts';
 import { deployOf } from './store/schedules.ts';
 
@@ -57,11 +59,13 @@ export async function startWorker(
   const connection = workerConnection(redisAddress(config), onError('Redis'));
   const work = queueWorkers({ config, log, connection });
   const deps = { pool, queues, policy };
+  const keepAhead = partitionKeeper(connections);
   const ensure = async () => {
     for (const wish of wishes(queues, config)) {
       const ensured = await ensureScheduler(pool, wish, deploy);
       if (ensured !== 'kept') log.info({ scheduler: wish.id, ensured }, 'scheduler ensured');
     }
+    await keepAhead().catch(onError('partitions'));
     const lost = await freeLost(queues, await enqueueOwed(deps));
     if (lost.length === 0) return;
     log.warn(
@@ -136,6 +140,25 @@ export function checkWorkers(
 
 function webhookOf({ MODEL_WEBHOOK_URL: url, MODEL_WEBHOOK_SECRET: secret }: Config): WebhookTarget | undefined {
   return url === '' ? undefined : { url, secret };
+}
+
+/** Makes the partitions that are missing, and says so; what it cannot make it says once. */
+function partitionKeeper({ pool, log }: Connections): () => Promise<void> {
+  const said = new Set<string>();
+  return async () => {
+    const { created, stuck, checkDropped } = await keepPartitions(pool);
+    if (checkDropped) log.warn('the check of a partitioning that did not end is taken away');
+    for (const { start, moved } of created) log.info({ partition: nameOf(start), moved }, 'partition created');
+    for (const { start } of stuck) {
+      const partition = nameOf(start);
+      if (said.has(partition)) continue;
+      said.add(partition);
+      log.error(
+        { partition },
+        'the default partition holds too many calls of a period: see docs/scaling.md, "Partitions"',
+      );
+    }
+  };
 }
 
 async function repeat(ms: number, signal: AbortSignal, task: () => Promise<void>): Promise<void> {

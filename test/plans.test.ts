@@ -13,6 +13,7 @@ import { countUnfinished, failBatch, staleCalls } from '../src/store/stale.ts';
 import { differences, rollUp, statLines, storeZeroRows, usersOfScope } from '../src/store/stats.ts';
 import { endOf, type Hour, startOf } from '../src/time/hour.ts';
 import { type Hourhand, h, startHourhand } from './support/hourhand.ts';
+import { inPartitions } from './support/partitions.ts';
 
 const hour = h('2026-08-20T13');
 const now = new Date('2026-08-21T00:10:00Z');
@@ -29,9 +30,14 @@ describe.each<[string, ...((hourhand: Hourhand) => Promise<unknown>)[]]>([
   ['in an empty database'],
   ['with 200,000 calls, 50,000 rows and a ledger of two years', fill],
   ['with the same, analysed', fill, ({ pool }) => pool.$executeRaw`analyze`],
+  ['with the same, in a partition a day, analysed', inDays, fill, ({ pool }) => pool.$executeRaw`analyze`],
 ])('%s', (_, ...prepare) => {
   let hourhand: Hourhand;
   let watched: PrismaClient;
+  const partitioned = prepare.includes(inDays);
+  // A partition that is asked for whole, or is empty, is read whole.
+  const inOne = test.skipIf(partitioned);
+  let partitions = new Set<string>();
   let statements: { query: string; params: string }[] = [];
 
   beforeAll(async () => {
@@ -80,7 +86,7 @@ describe.each<[string, ...((hourhand: Hourhand) => Promise<unknown>)[]]>([
     expect(of(scans, 'ModelCall')).toEqual([]);
   });
 
-  test.each([1, 24, 1_000])('whether %i hours are empty is asked of the index, hour by hour', async (count) => {
+  inOne.each([1, 24, 1_000])('whether %i hours are empty is asked of the index, hour by hour', async (count) => {
     const hours = Array.from(
       { length: count },
       (_, i) => new Date(startOf(hour).getTime() - i * 3_600_000).toISOString().slice(0, 13) as Hour,
@@ -90,7 +96,7 @@ describe.each<[string, ...((hourhand: Hourhand) => Promise<unknown>)[]]>([
     expect(of(scans, 'ModelCall')).toEqual([prepare.length > 0 ? byHour : expect.anything()]);
   });
 
-  test('verify recounts an hour, and a day, by hour', async () => {
+  inOne('verify recounts an hour, and a day, by hour', async () => {
     for (const range of [{ start: startOf(hour), end: endOf(hour) }, day]) {
       const scans = await scansOf((db) => exhaust(db, (within) => differences(within, range)));
       expect(of(scans, 'ModelCall')).toEqual([byHour]);
@@ -98,13 +104,13 @@ describe.each<[string, ...((hourhand: Hourhand) => Promise<unknown>)[]]>([
     }
   });
 
-  test('the statistics of a day are read by time, and no call is but those under way', async () => {
+  inOne('the statistics of a day are read by time, and no call is but those under way', async () => {
     const scans = await scansOf((db) => exhaust(db, (within) => statLines(within, day, { by: 'user' })));
     expect(of(scans, 'ModelCallStat')).toEqual([byKey]);
     expect(of(scans, 'ModelCall')).toEqual([underWay]);
   });
 
-  test('the idle users of a window are found by hour, to be shown or stored', async () => {
+  inOne('the idle users of a window are found by hour, to be shown or stored', async () => {
     const shown = await scansOf((db) =>
       exhaust(db, (within) => statLines(within, day, { by: 'user', zerosDays: 1 })),
     );
@@ -113,7 +119,7 @@ describe.each<[string, ...((hourhand: Hourhand) => Promise<unknown>)[]]>([
     expect(of(stored, 'ModelCall')).toEqual([byHour]);
   });
 
-  test("a user's calls of a day are found by hour", async () => {
+  inOne("a user's calls of a day are found by hour", async () => {
     const scans = await scansOf((db) => markUser(db, 'user-7', day, now));
     expect(of(scans, 'ModelCall')).toEqual([byHour]);
     expect(of(scans, 'ModelCallStat')).toEqual([
@@ -147,13 +153,12 @@ describe.each<[string, ...((hourhand: Hourhand) => Promise<unknown>)[]]>([
     ]);
   });
 
-  test('calls that hang are found among those that are under way, and each is failed by its key', async () => {
+  inOne('calls that hang are found among those that are under way, and each is failed by its key', async () => {
     const limits = { minutes: 30, others: [{ type: 'video', minutes: 180 }] };
     for (const after of [null, { callTime: '2026-08-20 13:10:00+00', id: 'call-7' }]) {
       const scans = await scansOf((db) => failBatch(db, limits, { after, size: 2_000, now }));
       expect(new Set(of(scans, 'ModelCall').map(({ index }) => index))).toEqual(
-        // A table without a page may be read whole.
-        new Set(['ModelCall_processing_idx', prepare.length > 0 ? 'ModelCall_pkey' : null]),
+        new Set(['ModelCall_processing_idx', 'ModelCall_pkey']),
       );
       for (const { index, cond } of of(scans, 'ModelCall').filter((scan) => scan.index)) {
         expect(cond).toMatch(
@@ -163,7 +168,7 @@ describe.each<[string, ...((hourhand: Hourhand) => Promise<unknown>)[]]>([
     }
   });
 
-  test('calls that hang are counted and shown without a look at those that have ended', async () => {
+  inOne('calls that hang are counted and shown without a look at those that have ended', async () => {
     const limits = { minutes: 30, others: [] };
     for (const ask of [countUnfinished, (db: Pool) => staleCalls(db, limits, 100, now)]) {
       const scans = await scansOf((db) => ask(db, limits, now));
@@ -171,7 +176,7 @@ describe.each<[string, ...((hourhand: Hourhand) => Promise<unknown>)[]]>([
     }
   });
 
-  test('what real calls say of the models is read by hour', async () => {
+  inOne('what real calls say of the models is read by hour', async () => {
     const scans = await scansOf((db) => callsSeen(db, now, 900));
     expect(of(scans, 'ModelCall')).toEqual([byHour]);
   });
@@ -187,9 +192,34 @@ describe.each<[string, ...((hourhand: Hourhand) => Promise<unknown>)[]]>([
     expect(of(scans, 'ModelCallStat')).toEqual([]);
   });
 
+  test.runIf(partitioned)(
+    'of hundreds of partitions those of the hours asked for are looked at, and no other',
+    async () => {
+      const users = ['user-7'];
+      const window = { start: startOf(h('2026-08-18T00')), end: day.end };
+      const other = h('2026-08-20T20');
+      await hourhand.cover(other, other);
+      for (const [work, visited] of [
+        [(db) => rollUp(db, { hour, lo: 0, hi: 31 }), ['20260820']],
+        [(db) => rollUp(db, { hour, lo: 7, hi: 7, users }), ['20260820']],
+        [(db) => usersOfScope(db, { hour, lo: 7, hi: 7 }), ['20260820']],
+        [(db) => allotRun(db, other, { maxUserJobs: 64, minCalls: 0 }, { now }), ['20260820']],
+        [(db) => closeEmptyHours(db, [other], hourhand.policy, now), ['20260820']],
+        [(db) => exhaust(db, (within) => differences(within, window)), ['20260818', '20260819', '20260820']],
+        [(db) => storeZeroRows(db, h('2026-08-20T00'), 1), ['20260819', '20260820']],
+        [(db) => markUser(db, 'user-7', day, now), ['20260820']],
+        [(db) => callsSeen(db, now, 900), ['20260820', '20260821']],
+      ] satisfies [(db: Pool) => Promise<unknown>, string[]][]) {
+        await scansOf(work);
+        expect([...partitions].sort()).toEqual(visited);
+      }
+    },
+  );
+
   /** Do the work, and have the plans of its statements made, in the settings in which hourhand's connections run them. */
   async function scansOf(work: (db: Pool) => Promise<unknown>): Promise<Scan[]> {
     statements = [];
+    partitions = new Set();
     await work(watched);
     const explained = statements.filter(({ query }) =>
       /^\s*(select|insert|update|delete|with|declare)\b/i.test(query),
@@ -201,10 +231,20 @@ describe.each<[string, ...((hourhand: Hourhand) => Promise<unknown>)[]]>([
         ...JSON.parse(params),
       );
       for (const { Plan } of rows[0]['QUERY PLAN']) scans.push(...scansIn(Plan));
+      for (const [, name] of JSON.stringify(rows).matchAll(/"Relation Name":"ModelCall_(\d{8}|\w+_\d{8}|default)"/g))
+        partitions.add(name ?? '');
     }
     return scans;
   }
 });
+
+/** A partition's table and indexes are called as those of the whole. */
+function ofWhole(name: string): string {
+  return name
+    .replace(/^ModelCall_(before_)?(\d{8}|default)/, 'ModelCall')
+    .replace(/date_trunc_expr_idx$/, 'hour_bucket_idx')
+    .replace(/callTime_id_idx$/, 'processing_idx');
+}
 
 interface Node {
   'Node Type': string;
@@ -254,7 +294,7 @@ function scansIn(node: Node, table = node['Relation Name']): Scan[] {
     ),
   );
   const scans = table !== undefined && type.endsWith('Scan') && type !== 'Bitmap Heap Scan';
-  return scans ? [{ table, index, cond }, ...below] : below;
+  return scans ? [{ table: ofWhole(table), index: index && ofWhole(index), cond }, ...below] : below;
 }
 
 async function exhaust<T>(
@@ -266,10 +306,17 @@ async function exhaust<T>(
   });
 }
 
+/** As the partitions of two months would be that somebody asked for before the calls came. */
+async function inDays(hourhand: Hourhand): Promise<void> {
+  await inPartitions(hourhand, { ahead: 60, now: new Date('2026-07-28T12:00:00Z') });
+}
+
 /** 400 calls of 2,000 users in each of 500 hours, of which 8 are under way, a row for some users of each, and a ledger of two years. */
 async function fill({ pool }: Hourhand): Promise<void> {
-  for (const table of ['ModelCall', 'ModelCallStat', 'StatHour', 'StatMark']) {
-    await pool.$executeRawUnsafe(`alter table "${table}" set (autovacuum_enabled = false)`); // or it is analysed some time
+  const tables = await pool.$queryRaw<{ name: string }[]>`
+    select oid::regclass::text as name from pg_class where relkind = 'r' and relname ~ '^(ModelCall|StatHour|StatMark)'`;
+  for (const { name } of tables) {
+    await pool.$executeRawUnsafe(`alter table ${name} set (autovacuum_enabled = false)`); // or it is analysed some time
   }
   await pool.$executeRaw`alter table "ModelCall" disable trigger user`; // the marks are made below
   await pool.$executeRaw`

@@ -42,7 +42,7 @@ export async function retainCommand(
     },
   ).finally(() => shown?.progress.stop());
 
-  const { sealed, calls, callHours, stats, statHours, passed, differing, late, complete } = done;
+  const { sealed, calls, callHours, detached, stats, statHours, passed, differing, late, complete } = done;
   for (const { hour, calls, users } of late.first) {
     process.stdout.write(`${hour} ${calls} late calls, not applied: ${users.join(', ')}\n`);
   }
@@ -54,6 +54,9 @@ export async function retainCommand(
   say(
     `${would}${seal} ${sealed} hours; ${would}${remove} ${calls} calls of ${callHours} hours and ${stats} statistics of ${statHours} hours${dryRun ? '; nothing was changed' : ''}`,
   );
+  for (const name of detached) {
+    say(dryRun ? `would detach ${name}` : `${name} detached: a table of its own now, to be archived or dropped`);
+  }
   if (differing > 0 && !dryRun) say(`asked for ${differing} hours whose figures differ: they are repaired first`);
   if (!complete) say('stopped: what is done stays done; the next one goes on from here');
   return differing > 0 || !complete ? 1 : 0;

@@ -5,6 +5,7 @@ import type { Connections } from '../connections.ts';
 import { inspectScheduler, wishes } from '../producers/schedules.ts';
 import { workersOn } from '../queues/redis.ts';
 import { auditStatus } from '../store/audit.ts';
+import { hasStrays, layoutOf } from '../store/partitions.ts';
 import { ledgerStatus } from '../store/progress.ts';
 import { olderTransactions } from '../store/seam.ts';
 import { waitingHours } from '../store/standing.ts';
@@ -16,6 +17,8 @@ export async function gatherStatus({ pool, queues, config }: Connections) {
   const waiting = await waitingHours(pool, 20);
   const older = waiting.length > 0 ? await olderTransactions(pool) : [];
   const audit = await auditStatus(pool, 20);
+  const layout = await layoutOf(pool);
+  const strays = layout.kind === 'ours' && (await hasStrays(pool));
   const schedulers = await Promise.all(wishes(queues, config).map((wish) => inspectScheduler(pool, wish)));
   const counts = await Promise.all(
     Object.values(queues).map(async (queue) => ({
@@ -41,6 +44,7 @@ export async function gatherStatus({ pool, queues, config }: Connections) {
     hours: ledger.unsettled,
     provisional: { hours: waiting, olderTransactions: older },
     audit,
+    layout: layout.kind === 'ours' ? { ...layout, strays } : layout,
     schedulers,
     queues: counts,
     workers,
@@ -76,6 +80,7 @@ function inWords(found: Awaited<ReturnType<typeof gatherStatus>>): string {
   lines.push(
     `audited     ${found.audit.since ? `every closed hour since ${found.audit.since.toISOString()}` : 'not every closed hour yet'}`,
   );
+  lines.push(`layout      ${layoutInWords(found.layout)}`);
   for (const { id, pattern, next, state } of found.schedulers) {
     lines.push(
       `scheduler   ${id} ${state}, "${pattern ?? 'not set yet'}"${next ? `, next ${next.toISOString()}` : ''}`,
@@ -98,4 +103,13 @@ function inWords(found: Awaited<ReturnType<typeof gatherStatus>>): string {
     ]);
   }
   return `${lines.join('\n')}\n${table.toString()}\n`;
+}
+
+function layoutInWords(layout: Awaited<ReturnType<typeof gatherStatus>>['layout']): string {
+  if (layout.kind === 'plain') return 'ModelCall is one table';
+  if (layout.kind === 'foreign') return 'ModelCall was partitioned by somebody else, who sees to its partitions';
+  const { by, partitions, reaches, ahead, strays } = layout;
+  const until = reaches ? `they reach to ${hourOf(reaches)}` : 'none is there for this moment';
+  const rest = strays ? '; the default partition holds calls' : '';
+  return `ModelCall in ${partitions} partitions by ${by}, ${ahead} ahead: ${until}${rest}`;
 }

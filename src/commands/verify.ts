@@ -1,6 +1,7 @@
 // hourhand verify: recount from the calls, and list what does not agree.
 
 import type { Connections } from '../connections.ts';
+import { repeatedIds } from '../store/partitions.ts';
 import { unclosedHours } from '../store/progress.ts';
 import { differences } from '../store/stats.ts';
 import { hourOf } from '../time/hour.ts';
@@ -8,11 +9,11 @@ import { hoursIn, type Range, spell } from '../time/range.ts';
 import { endedPart } from './backfill.ts';
 import { say } from './say.ts';
 
-/** @returns the exit code: 1 if a figure differs or an hour is not closed */
+/** @returns the exit code: 1 if a figure differs, an hour is not closed, or an id is repeated */
 export async function verify(connections: Connections, asked: Range): Promise<number> {
   const range = await endedPart(connections, asked);
   if (!range) return 1;
-  let [differing, open, sealed] = [0, 0, 0];
+  let [differing, open, sealed, repeated] = [0, 0, 0, 0];
   await connections.pool.$transaction(
     async (db) => {
       for (const { hour, state, error, sealed: isSealed, late } of await unclosedHours(db, range)) {
@@ -30,12 +31,19 @@ export async function verify(connections: Connections, asked: Range): Promise<nu
           process.stdout.write(`${hourOf(hour)} ${userDid} ${pending ? 'pending ' : ''}${figures.join('; ')}\n`);
         }
       }
+      for await (const batch of repeatedIds(db, range)) {
+        repeated += batch.length;
+        for (const { id, times } of batch) {
+          process.stdout.write(`repeated id ${id}: ${times.map((time) => time.toISOString()).join(', ')}\n`);
+        }
+      }
     },
     { isolationLevel: 'RepeatableRead' },
   );
   const verified = hoursIn(range) - open - sealed;
+  const ids = repeated > 0 ? `; ${repeated} ids are those of several calls` : '';
   say(
-    `${spell(range)}: ${verified} hours closed, ${open} not closed, ${sealed} sealed; ${differing} user-hours differ`,
+    `${spell(range)}: ${verified} hours closed, ${open} not closed, ${sealed} sealed; ${differing} user-hours differ${ids}`,
   );
-  return differing + open > 0 ? 1 : 0;
+  return differing + open + repeated > 0 ? 1 : 0;
 }

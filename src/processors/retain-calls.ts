@@ -25,17 +25,19 @@ export function retainCallsProcessor({ pool, queues, kept }: { pool: Pool; queue
       },
     );
     signal.throwIfAborted();
-    const { sealed, calls, callHours, stats, statHours, passed, late } = done;
+    const { sealed, calls, callHours, detached, stats, statHours, passed, late } = done;
     await job.log(
       `${sealed} hours sealed; ${calls} calls of ${callHours} hours and ${stats} statistics of ${statHours} hours deleted`,
     );
+    for (const name of detached) await job.log(`${name} detached: a table of its own now`);
     for (const [why, { hours, first }] of Object.entries(passed)) {
       await job.log(`${hours} hours passed over: ${why}: ${first.join(', ')}${hours > first.length ? ', …' : ''}`);
     }
     for (const { hour, calls, users } of late.first) {
       await job.log(`${hour}: ${calls} late calls, not applied and kept: ${users.join(', ')}`);
     }
-    if (sealed + calls + stats > 0) log.info({ sealed, calls, callHours, stats, statHours }, 'retention');
+    if (sealed + calls + detached.length + stats > 0)
+      log.info({ sealed, calls, callHours, detached, stats, statHours }, 'retention');
     if (late.calls > 0) log.warn({ calls: late.calls, hours: late.hours }, 'late calls of sealed hours: not applied');
     return done;
   };

@@ -3,6 +3,7 @@
 import type { Queues } from '../queues/redis.ts';
 import type { AuditResult } from '../store/audit.ts';
 import type { Now, Pool } from '../store/db.ts';
+import { detachPartition, type Partition, partitionsBefore } from '../store/partitions.ts';
 import {
   forgetStats,
   hoursHeld,
@@ -16,7 +17,7 @@ import {
   type StoredHour,
 } from '../store/retain.ts';
 import { sealHour } from '../store/seal.ts';
-import type { Hour } from '../time/hour.ts';
+import { type Hour, startOf } from '../time/hour.ts';
 import type { Kept } from '../time/kept.ts';
 import { requestHour } from './hours.ts';
 
@@ -30,6 +31,8 @@ export interface Retained {
   sealed: number;
   calls: number;
   callHours: number;
+  /** The partitions that were detached whole, instead of deleting their calls. */
+  readonly detached: string[];
   stats: number;
   statHours: number;
   /** The hours that stay as they are, by the reason; the first of them are named. */
@@ -83,6 +86,7 @@ export async function retain(
     sealed: 0,
     calls: 0,
     callHours: 0,
+    detached: [],
     stats: 0,
     statHours: 0,
     passed: {},
@@ -92,11 +96,25 @@ export async function retain(
   };
   const emptied = new Set<Hour>();
   if (kept.calls !== undefined) {
-    const hours = await hoursHeld(pool, await keptSince(pool, kept.calls, now));
-    for (const [i, hour] of hours.entries()) {
-      if (signal.aborted) return done;
-      if (await retainCalls(deps, hour, options, done)) emptied.add(hour);
-      await onProgress('calls', i + 1, hours.length);
+    const before = await keptSince(pool, kept.calls, now);
+    const hours = await hoursHeld(pool, before);
+    let looked = 0;
+    for (const { partition, hours: those } of await parts(pool, hours, before)) {
+      const sealed: Hour[] = [];
+      for (const hour of those) {
+        if (signal.aborted) return done;
+        if (await sealOrPass(deps, hour, options, done)) sealed.push(hour);
+        if (partition) await onProgress('calls', looked + sealed.length, hours.length);
+      }
+      const detached =
+        partition && sealed.length === those.length && (options.dryRun || (await detachPartition(pool, partition)));
+      if (detached) done.detached.push(partition.name);
+      for (const hour of sealed) {
+        if (signal.aborted) return done;
+        if (detached || (await removeHour(deps, hour, options, done))) emptied.add(hour);
+      }
+      looked += those.length;
+      await onProgress('calls', looked, hours.length);
     }
   }
   if (kept.stats !== undefined) {
@@ -110,9 +128,25 @@ export async function retain(
   return { ...done, complete: !signal.aborted };
 }
 
-/** @returns whether no call of the hour is left, or would be */
-async function retainCalls(deps: Deps, hour: Hour, options: HourOptions, done: Retained): Promise<boolean> {
-  if (!(await sealOrPass(deps, hour, options, done))) return false;
+/** The hours of each partition that has ended by an instant, together, and each other hour by itself; the oldest first. */
+async function parts(
+  pool: Pool,
+  hours: readonly Hour[],
+  before: Date,
+): Promise<{ partition?: Partition; hours: Hour[] }[]> {
+  const partitions = await partitionsBefore(pool, before);
+  const whole = partitions.map((partition) => ({
+    partition,
+    hours: hours.filter(
+      (hour) => startOf(hour) < partition.end && (partition.start === null || startOf(hour) >= partition.start),
+    ),
+  }));
+  const held = new Set(whole.flatMap((part) => part.hours));
+  return [...whole, ...hours.filter((hour) => !held.has(hour)).map((hour) => ({ hours: [hour] }))];
+}
+
+/** @returns whether no call of the sealed hour is left, or would be */
+async function removeHour(deps: Deps, hour: Hour, options: HourOptions, done: Retained): Promise<boolean> {
   const { dryRun = false, signal, size = BATCH } = options;
   const late = [await lateCalls(deps.pool, hour)];
   let calls = 0;

@@ -23,3 +23,13 @@ export async function connectClient(databaseUrl: string, purpose: string): Promi
     throw new Error(`PostgreSQL: not ready: ${message || code}`, { cause });
   }
 }
+
+/** What ends the statement that a connection runs at this moment, by another one: hanging up would leave it running to its end. */
+export async function canceller(client: pg.Client, databaseUrl: string, purpose: string): Promise<() => void> {
+  const { rows } = await client.query<{ pid: number }>('SELECT pg_backend_pid() AS pid');
+  const cancelling = async () => {
+    const other = await connectClient(databaseUrl, purpose);
+    await other.query('SELECT pg_cancel_backend($1)', [rows[0]?.pid]).finally(() => other.end());
+  };
+  return () => void cancelling().catch(() => {}); // The server is gone: nothing is left to cancel.
+}

@@ -3,7 +3,7 @@
 import type { Writable } from 'node:stream';
 import type pg from 'pg';
 import { from as copyFrom } from 'pg-copy-streams';
-import { connectClient } from './client.ts';
+import { canceller, connectClient } from './client.ts';
 
 /** What a file says of a call: its name there, in the order in which rows are copied, and the table's column and type. */
 const COLUMNS = {
@@ -25,7 +25,7 @@ export type CallColumn = keyof typeof COLUMNS;
 const names = Object.values(COLUMNS).map(([name]) => name);
 const definitions = Object.values(COLUMNS).map(([name, type]) => `${name} ${type}`);
 const figuresOf = (table: string) => `(${names.map((name) => `${table}.${name}`).join(', ')})`;
-const conflict = `"ModelCall" call WHERE call.id = staged.id AND ${figuresOf('call')} IS DISTINCT FROM ${figuresOf('staged')}`;
+const conflict = `known call WHERE call.id = staged.id AND ${figuresOf('call')} IS DISTINCT FROM ${figuresOf('staged')}`;
 
 /** A connection within one transaction, and what ends it early. */
 export interface ImportTransaction {
@@ -48,7 +48,7 @@ export async function inImport<T>(
   const client = await connectClient(databaseUrl, 'import');
   let cancel = () => {};
   try {
-    cancel = await canceller(client, databaseUrl);
+    cancel = await canceller(client, databaseUrl, 'import');
     signal?.addEventListener('abort', cancel);
     await client.query(begin);
     const result = await work({ client, signal });
@@ -76,6 +76,10 @@ const begin = `
     line bigint NOT NULL,
     ${definitions},
     id text COLLATE "C" NOT NULL
+  ) ON COMMIT DROP;
+  CREATE TEMPORARY TABLE known (
+    id text COLLATE "C" NOT NULL,
+    ${definitions}
   ) ON COMMIT DROP`;
 
 /** Takes rows in COPY's text format: line, the columns of a call, id. */
@@ -99,29 +103,43 @@ export async function spanOfStaged(transaction: ImportTransaction): Promise<Span
   return { users: Number(span?.users), first: span?.first ?? undefined, last: span?.last ?? undefined };
 }
 
+/** How many calls were new, and the tables that they went to: several where `ModelCall` is partitioned. */
+export interface Inserted {
+  readonly calls: number;
+  readonly tables: string[];
+}
+
 /**
- * Insert the staged calls whose ids are new; returns how many those were. It leaves its own marks, one for each user and
- * ended hour, where the trigger would leave one for each call.
+ * Insert the staged calls whose ids are new. It leaves its own marks, one for each user and ended hour, where the trigger
+ * would leave one for each call.
  *
  * Where ids are `hash`es of the rows, equal rows are told apart by counting them. They are sorted by time first, so that an
- * hour's calls lie together in the table. Where ids are the file's `own`, the first line of an id is the one that counts.
+ * hour's calls lie together in the table. Where ids are the file's `own`, the first line of an id is the one that counts, and
+ * `known` holds afterwards what is stored under each.
  */
 export async function insertStaged(
-  { client, signal }: ImportTransaction,
+  transaction: ImportTransaction,
   ids: 'hash' | 'own',
   metadata?: object,
-): Promise<number> {
-  const id = { hash: `id || '-' || row_number() OVER (PARTITION BY "callTime", id)`, own: 'id' }[ids];
+): Promise<Inserted> {
+  if (ids === 'own') await ask(transaction, lookUp);
+  const calls = {
+    hash: `SELECT id || '-' || row_number() OVER (PARTITION BY "callTime", id) AS id, ${names.join(', ')} FROM staged`,
+    own: `SELECT id, ${names.join(', ')}
+            FROM (SELECT DISTINCT ON (id) * FROM staged
+                   WHERE NOT EXISTS (SELECT FROM known WHERE known.id = staged.id) ORDER BY id, line) AS firsts
+           ORDER BY line`,
+  }[ids];
+  const { client, signal } = transaction;
   signal?.throwIfAborted();
   await client.query(`SELECT set_config('hourhand.marks_itself', 'yes', true)`);
-  const { rows } = await client.query<{ calls: string }>(
+  const { rows } = await client.query<{ calls: string; tables: string[] }>(
     `WITH inserted AS (
        INSERT INTO "ModelCall" (id, "totalUsage", metadata, ${names.join(', ')})
-       SELECT ${id}, coalesce("inputTokens", 0) + coalesce("outputTokens", 0), $1::jsonb, ${names.join(', ')}
-         FROM staged
-        ${ids === 'own' ? 'ORDER BY line' : ''}
-       ON CONFLICT (id) DO NOTHING
-       RETURNING date_trunc('hour', "callTime", 'UTC') AS hour, "userDid"
+       SELECT id, coalesce("inputTokens", 0) + coalesce("outputTokens", 0), $1::jsonb, ${names.join(', ')}
+         FROM (${calls}) AS calls
+       ON CONFLICT DO NOTHING
+       RETURNING date_trunc('hour', "callTime", 'UTC') AS hour, "userDid", tableoid
      ), marked AS (
        INSERT INTO "StatMark" (hour, "userDid", reason)
        SELECT hour, "userDid", 'late' FROM inserted i
@@ -129,11 +147,31 @@ export async function insertStaged(
           AND NOT EXISTS (SELECT FROM "StatHour" l WHERE l.hour = i.hour AND l."sealedAt" IS NOT NULL)
         GROUP BY hour, "userDid"
      )
-     SELECT count(*) AS calls FROM inserted`,
+     SELECT coalesce(sum(calls), 0) AS calls, coalesce(array_agg(tableoid::regclass::text), '{}') AS tables
+       FROM (SELECT tableoid, count(*) AS calls FROM inserted GROUP BY tableoid) AS counted`,
     [metadata],
   );
-  return Number(rows[0]?.calls);
+  if (ids === 'own') {
+    await ask(transaction, lookUpRest('c."callTime" = staged."callTime"'));
+    await ask(transaction, lookUpRest('true')); // somebody else was quicker, with another instant: none, nearly always
+  }
+  return { calls: Number(rows[0]?.calls), tables: rows[0]?.tables ?? [] };
 }
+
+/**
+ * What is stored under the staged ids, whenever it was called: in the partitioned layout nothing else keeps an id from being used
+ * again at another time. Once, because it reads all partitions.
+ */
+const lookUp = `
+  INSERT INTO known
+  SELECT DISTINCT ON (id) id, ${names.join(', ')} FROM "ModelCall" WHERE id IN (SELECT id FROM staged) ORDER BY id, "callTime"`;
+
+/** And what was stored there since, by the insert itself or by somebody else; looked up one by one, for it is looked for by its key. */
+const lookUpRest = (where: string) => `
+  INSERT INTO known
+  SELECT DISTINCT ON (call.id) call.id, ${names.map((name) => `call.${name}`).join(', ')}
+    FROM staged, LATERAL (SELECT * FROM "ModelCall" c WHERE c.id = staged.id AND ${where} OFFSET 0) AS call
+   WHERE NOT EXISTS (SELECT FROM known WHERE known.id = staged.id)`;
 
 export interface Conflict {
   readonly line: number;
@@ -169,9 +207,9 @@ export async function unstageConflicts(transaction: ImportTransaction): Promise<
   await ask(transaction, `DELETE FROM staged USING ${conflict}`);
 }
 
-/** Tell the planner of many new calls. */
-export async function analyzeCalls(transaction: ImportTransaction): Promise<void> {
-  await ask(transaction, 'ANALYZE "ModelCall"');
+/** Tell the planner of many new calls: in the tables that they went to, by their names as SQL spells them. */
+export async function analyzeCalls(transaction: ImportTransaction, tables: readonly string[]): Promise<void> {
+  await ask(transaction, `ANALYZE ${tables.join(', ')}`);
 }
 
 /** Whether there is any call at all. */
@@ -185,14 +223,4 @@ async function ask<Row>({ client, signal }: ImportTransaction, sql: string): Pro
   signal?.throwIfAborted();
   const result = await client.query(sql);
   return result.rows as Row[]; // The caller wrote the statement: it knows the shape.
-}
-
-/** Aborting must end the statement that runs at this moment: hanging up would leave it running to its end. */
-async function canceller(client: pg.Client, databaseUrl: string): Promise<() => void> {
-  const { rows } = await client.query<{ pid: number }>('SELECT pg_backend_pid() AS pid');
-  const cancelling = async () => {
-    const other = await connectClient(databaseUrl, 'import');
-    await other.query('SELECT pg_cancel_backend($1)', [rows[0]?.pid]).finally(() => other.end());
-  };
-  return () => void cancelling().catch(() => {}); // The server is gone: nothing is left to cancel.
 }

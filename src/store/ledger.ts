@@ -1,9 +1,9 @@
 // Which hours are done, and which are owed?
 
-import { endOf, type Hour, hourOf, startOf } from '../time/hour.ts';
+import { endOf, HOUR_MS, type Hour, hourOf, startOf } from '../time/hour.ts';
 import type { Range } from '../time/range.ts';
 import { type Db, instant, type Now, type Pool, Sql } from './db.ts';
-import { BUCKETS, callHour, plainHour, type Scope } from './scope.ts';
+import { BUCKETS, calledIn, inPartitionsOf, type Scope } from './scope.ts';
 import { lookable, nextFence, seam } from './seam.ts';
 import { presentUsers, storeZeroRows } from './stats.ts';
 
@@ -61,6 +61,7 @@ export async function closeEmptyHours(
 ): Promise<Hour[]> {
   if (owed.length === 0) return [];
   const starts = owed.map(startOf);
+  const instants = starts.map((start) => start.getTime());
   return pool.$transaction(async (db) => {
     await db.$executeRaw`
       insert into "StatHour" (hour, state, reason)
@@ -82,7 +83,8 @@ export async function closeEmptyHours(
              "startedAt" = ${instant(now)}, "closedAt" = ${instant(now)}, error = null, "asOf" = ${instant(now)},
              revision = ${nextRevision}
        where hour = any(${idle.map((row) => row.hour)}::timestamptz[])
-         and not exists (select from "ModelCall" where date_trunc('hour', "callTime" at time zone 'UTC') = l.hour at time zone 'UTC')
+         and not exists (select from "ModelCall" where date_trunc('hour', "callTime" at time zone 'UTC') = l.hour at time zone 'UTC'
+                            and ${inPartitionsOf({ start: new Date(Math.min(...instants)), end: new Date(Math.max(...instants) + HOUR_MS) })})
          and not exists (select from "ModelCallStat" s where s."timeType" = 'hour' and s."timestamp" = l.hour)
          and not exists (select from "StatMark" m where m.hour = l.hour)
       returning hour`;
@@ -179,7 +181,7 @@ export async function fitsAtOnce(db: Db, hour: Hour, { maxUserJobs, minCalls }: 
   const [size] = await db.$queryRaw<[{ users: number; calls: bigint }]>`
     select count(*)::int as users, coalesce(sum(calls), 0)::bigint as calls
       from (select "userDid", count(*) as calls
-              from (select "userDid" from "ModelCall" where ${callHour} = ${plainHour(hour)} limit ${minCalls + 1}::int) as call
+              from (select "userDid" from "ModelCall" where ${calledIn(hour)} limit ${minCalls + 1}::int) as call
              group by "userDid") as present`;
   return size.users > maxUserJobs && size.calls <= minCalls;
 }

@@ -3,7 +3,7 @@
 import { type Hour, hourOf, startOf } from '../time/hour.ts';
 import type { Range } from '../time/range.ts';
 import { type Db, instant, type Now, Sql } from './db.ts';
-import { bucket, callHour } from './scope.ts';
+import { bucket, calledWithin, callHour } from './scope.ts';
 
 /**
  * Mark one user, in a transaction, in those ended hours of the range in which there is a call of theirs, or a row. Sealed
@@ -16,7 +16,7 @@ export async function markUser(db: Db, userDid: string, { start, end }: Range, n
     insert into "StatMark" (hour, "userDid", reason)
     select hour, ${userDid}::text, 'backfill' from (
       select ${callHour} at time zone 'UTC' as hour from "ModelCall"
-       where ${callHour} >= ${start}::timestamptz at time zone 'UTC' and ${callHour} < ${end}::timestamptz at time zone 'UTC'
+       where ${calledWithin({ start, end })}
          and "userDid" = ${userDid}::text
       union
       select "timestamp" from "ModelCallStat"

@@ -3,7 +3,7 @@
 import { type Hour, hourOf, startOf } from '../time/hour.ts';
 import { type Db, instant, type Now, type Pool, Sql, sqlState } from './db.ts';
 import { columns, figuresOf } from './figures.ts';
-import { BUCKETS, bucket, callHour, plainHour, type Scope, usersIn } from './scope.ts';
+import { BUCKETS, bucket, calledIn, callHour, type Scope, usersIn } from './scope.ts';
 
 /** The hours before it have ended so many hours ago, by Postgres' clock. */
 export async function keptSince(db: Db, hours: number, now?: Now): Promise<Date> {
@@ -46,7 +46,7 @@ export async function lateCalls(db: Db, hour: Hour): Promise<LateCalls> {
   const [row] = await db.$queryRaw<[LateCalls]>`
     select count(*)::int as calls, ${someUsers(Sql.sql`true`)}
       from "ModelCall"
-     where ${callHour} = ${plainHour(hour)}
+     where ${calledIn(hour)}
        and ${bucket} < coalesce((select "bucketsGone" from "StatHour" where hour = ${startOf(hour)}::timestamptz), 0)`;
   return row;
 }
@@ -60,7 +60,7 @@ export interface Removal {
 /** `("userDid", calls, counted)` of the users with calls in a scope: whether their stored row is what these calls add up to. */
 const compared = (scope: Scope) => Sql.sql`
   select "userDid", f."totalCalls" as calls, (${columns('s')}) is not distinct from (${columns('f')}) as counted
-    from (${figuresOf(Sql.sql`"userDid"`, Sql.sql`"ModelCall" where ${callHour} = ${plainHour(scope.hour)} and ${usersIn(scope)}`)}) as f
+    from (${figuresOf(Sql.sql`"userDid"`, Sql.sql`"ModelCall" where ${calledIn(scope.hour)} and ${usersIn(scope)}`)}) as f
          left join (select * from "ModelCallStat" where "timeType" = 'hour' and "timestamp" = ${startOf(scope.hour)}::timestamptz) as s
               using ("userDid")`;
 
@@ -115,7 +115,7 @@ async function deleteCounted(db: Db, scope: Scope): Promise<Removal> {
     with compared as materialized (${compared(scope)}),
     removed as (
       delete from "ModelCall"
-       where ${callHour} = ${plainHour(scope.hour)} and ${usersIn(scope)}
+       where ${calledIn(scope.hour)} and ${usersIn(scope)}
          and "userDid" not in (select "userDid" from compared where not counted)
     ), gone as (
       update "StatHour" set "bucketsGone" = ${scope.hi}::int + 1 where hour = ${startOf(scope.hour)}::timestamptz
@@ -166,7 +166,7 @@ export async function forgetStats(db: Db, hour: Hour): Promise<number> {
     with sealed as materialized (
       select hour from "StatHour"
        where hour = ${startOf(hour)}::timestamptz and "sealedAt" is not null
-         and not exists (select from "ModelCall" where ${callHour} = ${plainHour(hour)})
+         and not exists (select from "ModelCall" where ${calledIn(hour)})
     ), forgotten as (
       delete from "ModelCallStat" where "timeType" = 'hour' and "timestamp" = (select hour from sealed) returning 1
     ), changes as (

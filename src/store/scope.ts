@@ -1,6 +1,7 @@
 // What does one transaction recompute, and whom does it exclude meanwhile?
 
-import { type Hour, ordinalOf, startOf } from '../time/hour.ts';
+import { endOf, type Hour, ordinalOf, startOf } from '../time/hour.ts';
+import type { Range } from '../time/range.ts';
 import { type Db, Sql } from './db.ts';
 
 /** Users are locked by bucket, `hashtext(userDid) & 63`. The value is Postgres' own business: it is never stored. */
@@ -21,6 +22,26 @@ export const bucket = Sql.sql`(hashtext("userDid") & 63)`;
 /** An hour as `callHour` spells it. */
 export function plainHour(hour: Hour): Sql.Sql {
   return Sql.sql`${startOf(hour)}::timestamptz at time zone 'UTC'`;
+}
+
+/** The calls of an hour: by the index, and only in the partitions that may hold some. */
+export function calledIn(hour: Hour): Sql.Sql {
+  return Sql.sql`${callHour} = ${plainHour(hour)} and ${inPartitionsOf({ start: startOf(hour), end: endOf(hour) })}`;
+}
+
+/** The calls of a range of hours, likewise. */
+export function calledWithin(range: Range): Sql.Sql {
+  const { start, end } = range;
+  return Sql.sql`${callHour} >= ${start}::timestamptz at time zone 'UTC' and ${callHour} < ${end}::timestamptz at time zone 'UTC'
+    and ${inPartitionsOf(range)}`;
+}
+
+/**
+ * Where `ModelCall` is partitioned, the partitions of these instants; else no condition at all. It must stand beside whatever looks for
+ * calls by `callHour`, which says nothing to the planner of partitions: it would visit, and lock, the hundreds of them that there are.
+ */
+export function inPartitionsOf({ start, end }: Range): Sql.Sql {
+  return Sql.sql`"inPartitionsOf"("callTime", ${start}::timestamptz, ${end}::timestamptz)`;
 }
 
 /** The users of the scope, in any table that has a `userDid`. */

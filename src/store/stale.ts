@@ -37,7 +37,8 @@ export interface Batch {
  * at again when its lock is taken, and passed over too: nothing that the gateway says is ever overwritten. Calls within
  * their own, longer limit count towards `size`, so that no batch takes longer than another for them. (The cast in the
  * UPDATE keeps the planner from looking for the batch's ids in the whole index of unfinished calls: it takes that for
- * short, which it is until something breaks.)
+ * short, which it is until something breaks. Its instants are for the partitioned layout: they spare all other partitions, and there
+a repeated id may name a call that is not stale.)
  */
 export async function failBatch(
   db: Db,
@@ -51,7 +52,7 @@ export async function failBatch(
     with last as materialized (
       select "callTime", id from "ModelCall" where ${unfinished} order by "callTime", id offset ${size - 1}::int limit 1
     ), stale as materialized (
-      select id from "ModelCall"
+      select id, "callTime" from "ModelCall"
        where ${unfinished} and ${isStale(limits, now)}
          and ("callTime", id) <= (coalesce((select "callTime" from last), 'infinity'), coalesce((select id from last), ''))
        order by "callTime", id limit ${size}::int
@@ -61,6 +62,7 @@ export async function failBatch(
          set status = 'failed', "errorReason" = 'Timeout: Processing exceeded ' || ${minutes} || ' minutes',
              duration = extract(epoch from ${instant(now)} - "callTime"), "updatedAt" = ${instant(now)}
        where id = any(array(select id from stale)) and status::text = 'processing'
+         and "callTime" >= (select min("callTime") from stale) and "callTime" <= (select max("callTime") from stale) and ${isStale(limits, now)}
       returning "providerId", model, type, ${minutes} as minutes, date_trunc('hour', "callTime", 'UTC') as hour
     ), hours as (
       select hour, count(*) as calls from failed group by hour

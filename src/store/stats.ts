@@ -1,10 +1,10 @@
 // What is stored of a user's hour, and how is it made?
 
-import { type Hour, startOf } from '../time/hour.ts';
+import { endOf, HOUR_MS, type Hour, startOf } from '../time/hour.ts';
 import type { Range } from '../time/range.ts';
 import { type Db, Sql } from './db.ts';
 import { asJson, columns, figures, figuresOf } from './figures.ts';
-import { callHour, plainHour, type Scope, usersIn } from './scope.ts';
+import { calledIn, calledWithin, callHour, type Scope, usersIn } from './scope.ts';
 import { standingsOf } from './standing.ts';
 
 export interface RolledUp {
@@ -43,7 +43,7 @@ export async function rollUp(db: Db, scope: Scope): Promise<RolledUp> {
       delete from "StatMark" where hour = ${startOf(hour)}::timestamptz and ${usersIn(scope)} and exists (select from ledger)
       returning "userDid", reason
     ), fresh as materialized (
-      ${figuresOf(Sql.sql`"userDid"`, Sql.sql`"ModelCall" where ${callHour} = ${plainHour(hour)} and ${usersIn(scope)}`)}
+      ${figuresOf(Sql.sql`"userDid"`, Sql.sql`"ModelCall" where ${calledIn(hour)} and ${usersIn(scope)}`)}
        order by "userDid"
     ), removed as (
       delete from "ModelCallStat" s
@@ -93,7 +93,7 @@ export async function usersOfScope(db: Db, scope: Scope): Promise<string[]> {
 /** `(userDid, calls)`, several rows a user: whoever has a call, a stored row or a mark in the hour. */
 export function presentUsers(hour: Hour): Sql.Sql {
   return Sql.sql`
-    select "userDid", count(*) as calls from "ModelCall" where ${callHour} = ${plainHour(hour)} group by "userDid"
+    select "userDid", count(*) as calls from "ModelCall" where ${calledIn(hour)} group by "userDid"
     union all
     select "userDid", 0 from "ModelCallStat" where "timeType" = 'hour' and "timestamp" = ${startOf(hour)}::timestamptz
     union all
@@ -110,11 +110,15 @@ export async function storeZeroRows(db: Db, hour: Hour, days: number): Promise<n
     select 'hour', h.hour, idle."userDid", 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, '{}'::jsonb, h.run, statement_timestamp()
       from "StatHour" h,
            lateral (select distinct "userDid" from "ModelCall"
-                     where ${callHour} > (h.hour at time zone 'UTC') - ${days}::int * interval '1 day'
-                       and ${callHour} <= (h.hour at time zone 'UTC')
+                     where ${calledWithin(windowOf({ start: startOf(hour), end: endOf(hour) }, days))}
                      order by "userDid") idle
      where h.hour = ${startOf(hour)}::timestamptz and h."sealedAt" is null
     on conflict do nothing`;
+}
+
+/** In which a call makes a user active at the end of one of the range's hours. */
+function windowOf({ start, end }: Range, days: number): Range {
+  return { start: new Date(start.getTime() + HOUR_MS - days * 24 * HOUR_MS), end };
 }
 
 /** One line of a report; whole numbers and credits as text, for no float can hold them. */
@@ -157,8 +161,7 @@ export async function* statLines(db: Db, range: Range, { by, zerosDays }: Report
     union all
     select w."userDid", h."timestamp", 0, 0, 0, 0.00000000, 1
       from (select distinct "userDid", ${callHour} as called from "ModelCall"
-             where ${callHour} > (${start}::timestamptz at time zone 'UTC') - ${zerosDays ?? 0}::int * interval '1 day'
-               and ${callHour} < ${end}::timestamptz at time zone 'UTC') w,
+             where ${calledWithin(windowOf(range, zerosDays ?? 0))}) w,
            generate_series(${start}::timestamptz, ${end}::timestamptz - interval '1 hour', interval '1 hour') as h("timestamp")
      where w.called > (h."timestamp" at time zone 'UTC') - ${zerosDays ?? 0}::int * interval '1 day'
        and w.called <= h."timestamp" at time zone 'UTC'
@@ -202,7 +205,7 @@ export interface Difference {
  */
 export async function* differences(db: Db, { start, end }: Range): AsyncGenerator<Difference[]> {
   const calls = Sql.sql`(select ${callHour} as hour, call.* from "ModelCall" call
-    where ${callHour} >= ${start}::timestamptz at time zone 'UTC' and ${callHour} < ${end}::timestamptz at time zone 'UTC') as call`;
+    where ${calledWithin({ start, end })}) as call`;
   const differing = figures.map((figure) => {
     const zero = figure === 'byType' ? `'{}'::jsonb` : '0';
     const [stored, counted] = [`coalesce(s."${figure}", ${zero})`, `coalesce(c."${figure}", ${zero})`];
