@@ -325,7 +325,7 @@ describe('partitions', () => {
     for (const name of names)
       expect(await pool.$queryRawUnsafe(`select count(*)::int as n from "${name}"`)).toEqual([{ n: 60 }]);
     expect(await hourhand.run(['stats', ...range, '--format', 'csv'])).toMatchObject({ stdout: before.stdout });
-    await hourhand.record({ user: 'late', at: '2026-08-20T13:10:00Z' });
+    await hourhand.record({ user: 'late', at: '2026-08-20T23:10:00Z' });
     expect(await marks(hourhand)).toEqual([]);
     expect(await tables(hourhand)).toEqual({ default: 1, 20260821: 30 });
     expect(await retain({ pool, queues }, options)).toMatchObject({ detached: [], calls: 0, late: { calls: 1 } });
