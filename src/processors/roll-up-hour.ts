@@ -13,7 +13,16 @@ import {
   rollUpUsers,
 } from '../queues/stats.ts';
 import type { Pool } from '../store/db.ts';
-import { allot, allotRun, type ClosePolicy, type CutPolicy, endRun, fitsAtOnce, shardsOf } from '../store/ledger.ts';
+import {
+  allot,
+  allotRun,
+  type ClosePolicy,
+  type CutPolicy,
+  endRun,
+  fitsAtOnce,
+  shardsOf,
+  sizeOf,
+} from '../store/ledger.ts';
 import { waitsForOlder } from '../store/seam.ts';
 import { rollUp } from '../store/stats.ts';
 import type { Hour } from '../time/hour.ts';
@@ -43,9 +52,10 @@ export function rollUpHourProcessor(deps: HourDeps) {
       signal.throwIfAborted();
       if (data.step === 'allot') {
         if (!data.backfilled) await olderTransactionsEnded(deps, hour, signal);
-        const atOnce = await rollUpAtOnce(deps, context, data);
+        const size = await sizeOf(deps.pool, hour, deps.policy);
+        const atOnce = fitsAtOnce(size, deps.policy) && (await rollUpAtOnce(deps, context, data));
         if (atOnce) return atOnce;
-        const allotted = await allotRun(deps.pool, hour, deps.policy, { again: data.again });
+        const allotted = await allotRun(deps.pool, hour, deps.policy, { size, again: data.again });
         if (!allotted) return { hour, nothing: 'owed' };
         data = { hour, step: 'fan-out', again: false, ...allotted };
         await store(job, data, 10, `run ${data.run} allotted`);
@@ -84,7 +94,6 @@ async function olderTransactionsEnded({ pool }: HourDeps, hour: Hour, signal: Ab
  * Where somebody is at one of its users, or one cannot be stored, it is fanned out as others are.
  */
 async function rollUpAtOnce({ pool, policy }: HourDeps, { job, log }: Context, { hour, again }: HourData) {
-  if (!(await fitsAtOnce(pool, hour, policy))) return undefined;
   const done = await wholeHour(pool, hour, async (db, scope) => {
     const allotted = await allot(db, hour, { again });
     if (!allotted) return 'nothing';

@@ -17,7 +17,7 @@ export function figuresOf(keys: Sql.Sql, calls: Sql.Sql): Sql.Sql {
     select ${keys},
            sum(usage) as "totalUsage", sum(input) as "inputTokens", sum(output) as "outputTokens",
            sum(images) as "imageGenerations", sum(credits) as "totalCredits", sum(calls) as "totalCalls",
-           sum(success) as "successCalls", sum(failed) as "failedCalls", sum(processing) as "processingCalls",
+           sum(success) as "successCalls", sum(failed) as "failedCalls", sum(calls) - sum(success) - sum(failed) as "processingCalls",
            sum(duration) as "totalDuration",
            jsonb_object_agg(type, jsonb_build_object('totalUsage', usage, 'totalCredits', credits::text,
                                                      'totalCalls', calls, 'successCalls', success)) as "byType"
@@ -30,7 +30,6 @@ export function figuresOf(keys: Sql.Sql, calls: Sql.Sql): Sql.Sql {
                    sum(credits) as credits, count(*) as calls,
                    count(*) filter (where status = 'success') as success,
                    count(*) filter (where status = 'failed') as failed,
-                   count(*) filter (where status = 'processing') as processing,
                    coalesce(sum(duration), 0) as duration
               from ${calls}
              group by ${keys}, type

@@ -3,7 +3,7 @@
 import { endOf, HOUR_MS, type Hour, hourOf, startOf } from '../time/hour.ts';
 import type { Range } from '../time/range.ts';
 import { type Db, instant, type Now, type Pool, Sql } from './db.ts';
-import { BUCKETS, calledIn, inPartitionsOf, type Scope } from './scope.ts';
+import { BUCKETS, bucket, calledIn, inPartitionsOf, type Scope } from './scope.ts';
 import { lookable, nextFence, seam } from './seam.ts';
 import { presentUsers, storeZeroRows } from './stats.ts';
 
@@ -172,18 +172,31 @@ export interface CutPolicy {
 const CALLS_PER_SHARD = 250_000;
 const USERS_PER_SHARD = 25_000;
 
-/**
- * Whether an hour is better rolled up by one statement than fanned out: few calls, of more users than have a child each. Looks at
- * no more calls than that, and may be wrong a moment later: then the statement is larger than it need be, or the fan-out.
- */
-export async function fitsAtOnce(db: Db, hour: Hour, { maxUserJobs, minCalls }: CutPolicy): Promise<boolean> {
-  if (minCalls === 0) return false;
-  const [size] = await db.$queryRaw<[{ users: number; calls: bigint }]>`
-    select count(*)::int as users, coalesce(sum(calls), 0)::bigint as calls
+/** The size of an hour, as far as it was looked at. */
+export interface Size {
+  readonly users: number;
+  readonly calls: number;
+  /** There are more calls than these. */
+  readonly more: boolean;
+}
+
+/** So many calls are looked at to tell an hour with few users from one with many. */
+const LOOK = 20_000;
+
+/** Users and calls of an hour, from its first calls in no order: as much as its cut hangs on. A moment later there may be more. */
+export async function sizeOf(db: Db, hour: Hour, { minCalls }: CutPolicy): Promise<Size> {
+  const limit = Math.max(LOOK, minCalls);
+  const [size] = await db.$queryRaw<[{ users: number; calls: number }]>`
+    select count(*)::int as users, coalesce(sum(calls), 0)::int as calls
       from (select "userDid", count(*) as calls
-              from (select "userDid" from "ModelCall" where ${calledIn(hour)} limit ${minCalls + 1}::int) as call
+              from (select "userDid" from "ModelCall" where ${calledIn(hour)} limit ${limit + 1}::int) as call
              group by "userDid") as present`;
-  return size.users > maxUserJobs && size.calls <= minCalls;
+  return { ...size, more: size.calls > limit };
+}
+
+/** Whether an hour is better rolled up by one statement than fanned out: few calls, of more users than have a child each. */
+export function fitsAtOnce({ users, calls, more }: Size, { maxUserJobs, minCalls }: CutPolicy): boolean {
+  return users > maxUserJobs && calls <= minCalls && !more;
 }
 
 /** A run that was allotted. */
@@ -225,7 +238,8 @@ export async function allot(
 }
 
 /**
- * Allot a run as `allot` does, and store its shards.
+ * Allot a run as `allot` does, and store its shards. Where the size that is known tells of too many users for a child each, their
+ * number and their calls' are taken from a sixteenth of the buckets: how many ranges there are need not be exact.
  *
  * @returns also whether all the hour's calls are few enough for one statement
  */
@@ -233,7 +247,7 @@ export async function allotRun(
   pool: Pool,
   hour: Hour,
   { maxUserJobs, minCalls }: CutPolicy,
-  options: { again?: boolean; now?: Now } = {},
+  { size, ...options }: { size?: Size; again?: boolean; now?: Now } = {},
 ): Promise<(Allotted & { together: boolean }) | undefined> {
   return pool.$transaction(async (db) => {
     const start = startOf(hour);
@@ -241,27 +255,45 @@ export async function allotRun(
     if (!allotted) return undefined;
     // None of an earlier run counts any more; and an hour whose row was deleted counts its runs from 1 again.
     await db.$executeRaw`delete from "StatShard" where hour = ${start}::timestamptz`;
+    if (size && size.users > maxUserJobs) {
+      const sample = Sql.sql`
+        select count(*) * ${SAMPLE}::int as users, sum(calls) * ${SAMPLE}::int as calls
+          from (select count(*) as calls from "ModelCall"
+                 where ${calledIn(hour)} and ${bucket} < ${BUCKETS / SAMPLE}::int group by "userDid") as present`;
+      await db.$executeRaw`
+        with size as (select ${rangesOf} as ranges from (${sample}) as sample) ${rangeShards(hour, allotted.run, Sql.sql`true`)}`;
+      return { ...allotted, together: false };
+    }
     const [cut] = await db.$queryRaw<[{ together: boolean }]>`
       with present as materialized (
         select "userDid", sum(calls) as calls from (${presentUsers(hour)}) as p group by "userDid"
       ), size as (
-        select count(*) as users,
-               greatest(2, least(${BUCKETS}::int, greatest(ceil(count(*) / ${USERS_PER_SHARD}::numeric),
-                                                           ceil(sum(calls) / ${CALLS_PER_SHARD}::numeric))))::int as ranges
-          from present
-      ), cut as (
-      insert into "StatShard" (hour, run, shard, lo, hi, "userDid")
-      select ${start}::timestamptz, ${allotted.run}::int, row_number() over (order by "userDid") - 1,
-             hashtext("userDid") & 63, hashtext("userDid") & 63, "userDid"
-        from present, size where users <= ${maxUserJobs}::int
-      union all
-      select ${start}::timestamptz, ${allotted.run}::int, i, i * ${BUCKETS}::int / ranges,
-             (i + 1) * ${BUCKETS}::int / ranges - 1, null
-        from size, generate_series(0, ranges - 1) i where users > ${maxUserJobs}::int
+        select users, ${rangesOf} as ranges from (select count(*) as users, sum(calls) as calls from present) as present
+      ), by_user as (
+        insert into "StatShard" (hour, run, shard, lo, hi, "userDid")
+        select ${start}::timestamptz, ${allotted.run}::int, row_number() over (order by "userDid") - 1, ${bucket}, ${bucket}, "userDid"
+          from present, size where users <= ${maxUserJobs}::int
+      ), by_range as (
+        ${rangeShards(hour, allotted.run, Sql.sql`users > ${maxUserJobs}::int`)}
       )
       select coalesce(sum(calls), 0) <= ${minCalls}::int as together from present`;
     return { ...allotted, ...cut };
   });
+}
+
+/** A sixteenth of the users stands for all where it is about sizes. */
+const SAMPLE = 16;
+
+/** How many ranges make shards of a good size, from `users` and `calls`. */
+const rangesOf = Sql.sql`
+  greatest(2, least(${BUCKETS}::int, greatest(ceil(users / ${USERS_PER_SHARD}::numeric), ceil(calls / ${CALLS_PER_SHARD}::numeric))))::int`;
+
+/** Store a run's shards as so many ranges of buckets as `size` says. */
+function rangeShards(hour: Hour, run: number, where: Sql.Sql): Sql.Sql {
+  return Sql.sql`
+    insert into "StatShard" (hour, run, shard, lo, hi)
+    select ${startOf(hour)}::timestamptz, ${run}::int, i, i * ${BUCKETS}::int / ranges, (i + 1) * ${BUCKETS}::int / ranges - 1
+      from size, generate_series(0, ranges - 1) i where ${where}`;
 }
 
 /** The shards of a run, as they were cut when it was allotted. */
