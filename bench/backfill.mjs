@@ -87,9 +87,15 @@ export async function bench(given, { quick, rounds }, { stop, add }) {
     await filling;
   }
   if (stop.exitCode === undefined) {
+    // S takes a quarter of an hour for the month; it does every hour alike, so the first stand for all.
+    const some = quick ? 3 : 24;
+    const span = { start: START, end: new Date(START.getTime() + some * HOUR_MS) };
     await hourhand.reset();
-    s.push(await timed(() => everyActiveUser(rival, startsOf(range, 1))));
-    await check('S', false);
+    s.push(((await timed(() => everyActiveUser(rival, startsOf(span, 1)))) * hours) / some);
+    const stored = await fingerprints(client);
+    await hourhand.reset();
+    await setBasedStatements(rival, [START], { hours: some });
+    assert.equal(stored.known, (await fingerprints(client)).known, 'S stores the same figures as the others');
   }
   await hourhand.idle();
   const memory = memoryOf(hourhand.processes[0].pid);
@@ -102,7 +108,7 @@ export async function bench(given, { quick, rounds }, { stop, add }) {
     what: `backfill of ${hours} hours × 1,000 users, ${((hours * 2_000) / 1e6).toFixed(2)} million calls`,
     ratio: `${spread(h.map((ms, i) => ms / d[i]))} SQL by the day on 2 connections, S ${(s[0] / hm).toFixed(0)} h`,
     hourhand: times(h),
-    against: `SQL by the day ${times(d)}; S ${times(s)}`,
+    against: `SQL by the day ${times(d)}; S ${time(s[0])}, from its first ${quick ? 3 : 24} hours`,
     target: `h ≤ 1.3 × SQL by the day, S ≥ 65 h; Redis ≤ 8 MB, back to idle; worker ≤ 160 MB`,
     met:
       hm <= 1.3 * dm &&

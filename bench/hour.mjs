@@ -130,7 +130,9 @@ function rowOf({ users, calls, target, met }, { h, l, s, u, redis, memory }) {
   return {
     what: `one hour, ${users.toLocaleString('en')} users, ${calls.toLocaleString('en')} calls`,
     ratio:
-      lm === undefined ? 'alone' : `${spread(h.map((ms, i) => ms / (l[i] ?? lm)))} L, L + ${time(hm - lm)}${more}`,
+      lm === undefined
+        ? 'alone'
+        : `${spread(h.map((ms, i) => ms / (l[i] ?? lm)))} L, L ${hm < lm ? '−' : '+'} ${time(Math.abs(hm - lm))}${more}`,
     hourhand: times(h),
     against: lm === undefined ? 'completes' : `L ${times(l)}; S ${times(s)}; U ${times(u)}`,
     target: `${target ?? 'completes'}; Redis ≤ 1 MB; worker ≤ 160 MB`,

@@ -37,7 +37,7 @@ const WAYS = [
   { way: 'batches of 1,000', ...batch, rows: 1_000, statements: 12, commit: 'on' },
 ];
 
-export async function bench(servers, values, stop) {
+export async function bench(servers, values, { stop, add }) {
   const rounds = Number(values.rounds ?? (values.quick ? 2 : 5));
   const clients = await prepare(servers);
   const results = new Map();
@@ -58,7 +58,7 @@ export async function bench(servers, values, stop) {
       }
     }
   }
-  if (stop.exitCode === undefined) report(results);
+  if (stop.exitCode === undefined) report(results, add);
   await Promise.all(clients.map((client) => client.end()));
 }
 
@@ -135,18 +135,16 @@ async function marksLeft(clients) {
   return left.map(({ rows }) => rows[0].marks);
 }
 
-function report(results) {
-  console.log(
-    `  ${'µs a row, commit counted'.padEnd(52)}triggers  without  ratio, its spread     noise (without against itself)`,
-  );
+function report(results, add) {
   for (const [name, rounds] of results) {
-    const micros = (side) =>
-      median(rounds.map((spent) => spent[side]))
-        .toFixed(1)
-        .padStart(8);
+    const micros = (side) => `${median(rounds.map((spent) => spent[side])).toFixed(1)} µs a row`;
     const ratios = (one, other) => spread(rounds.map((spent) => spent[one] / spent[other]));
-    console.log(`  ${name.padEnd(52)}${micros(0)} ${micros(1)}  ${ratios(0, 1).padEnd(21)} ${ratios(2, 1)}`);
+    add({
+      what: `the gateway writes, ${name}`,
+      ratio: `${ratios(0, 1)} without triggers`,
+      hourhand: `${micros(0)} with its triggers, commit counted`,
+      against: `${micros(1)} without`,
+      beside: `noise, without against itself: ${ratios(2, 1)}`,
+    });
   }
-  const [[, { length }]] = results;
-  console.log(`  ${length} rounds`);
 }

@@ -4,7 +4,7 @@ import { at, connected, median, migrated, spread, withoutTriggers } from './data
 
 const now = new Date('2026-08-20T14:10:00Z');
 
-export async function bench(servers, values, stop) {
+export async function bench(servers, values, { stop, add, say }) {
   const rows = Number(values.rows ?? (values.quick ? 50_000 : 1_000_000));
   const stale = Number(values.stale ?? rows / 10);
   const rounds = Number(values.rounds ?? (values.quick ? 2 : 3));
@@ -23,24 +23,25 @@ export async function bench(servers, values, stop) {
       results[who].push(one);
       const { longest, batches } = one;
       const more = batches ? `, ${batches} batches, the longest ${longest.toFixed(0)} ms` : '';
-      console.log(`  ${who.padEnd(10)}${one.rate.toFixed(0).padStart(8)} rows/s${more}`);
+      say(`  ${who.padEnd(10)}${one.rate.toFixed(0).padStart(8)} rows/s${more}`);
     }
     assert.deepEqual(left.hourhand, left.update, 'both leave the same rows');
     assert.equal(left.hourhand.calls, String(stale));
   }
-  if (stop.exitCode === undefined) report(results, rows, stale);
+  if (stop.exitCode === undefined) add(rowOf(results, rows, stale));
   await admin.end();
 }
 
-function report({ hourhand, update }, rows, stale) {
+function rowOf({ hourhand, update }, rows, stale) {
   const ratios = hourhand.map(({ rate }, i) => rate / update[i].rate);
-  const rate = (of) => median(of.map((one) => one.rate)).toFixed(0);
-  console.log(
-    `${stale} stale among ${rows} calls: ${rate(hourhand)} rows/s; one plain UPDATE: ${rate(update)} rows/s`,
-  );
-  console.log(`ratio ${spread(ratios)} in ${ratios.length} rounds`);
-  console.log(`longest batch ${Math.max(...hourhand.map(({ longest }) => longest)).toFixed(0)} ms`);
-  console.log(`peak memory of this process ${(process.resourceUsage().maxRSS / 1024).toFixed(0)} MB`);
+  const rate = (of) => `${Math.round(median(of.map((one) => one.rate))).toLocaleString('en')} rows/s`;
+  return {
+    what: `${stale.toLocaleString('en')} calls that hang among ${rows.toLocaleString('en')} are failed, each marked for its user's hour`,
+    ratio: `${spread(ratios)} of its rate`,
+    hourhand: `${rate(hourhand)}, in batches of ${Math.max(...hourhand.map(({ longest }) => longest)).toFixed(0)} ms at most`,
+    against: `one plain UPDATE, which marks nothing and holds every row to its end: ${rate(update)}`,
+    beside: `peak memory ${(process.resourceUsage().maxRSS / 1024).toFixed(0)} MB`,
+  };
 }
 
 /** A month of calls of 5,000 users under random ids, each n-th of them hanging, in hours that are covered. */

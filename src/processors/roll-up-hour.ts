@@ -97,8 +97,9 @@ async function rollUpAtOnce({ pool, policy }: HourDeps, { job, log }: Context, {
   const done = await wholeHour(pool, hour, async (db, scope) => {
     const allotted = await allot(db, hour, { again });
     if (!allotted) return 'nothing';
-    const { written, removed } = await rollUp(db, scope);
-    return { run: allotted.run, written, removed, ...(await endRun(db, hour, 'closed', policy)) };
+    const counted = await rollUp(db, scope);
+    await endRun(db, hour, 'closed', policy, { counted });
+    return { ...counted, run: allotted.run };
   });
   if (done === undefined) return undefined;
   if (done === 'nothing') return { hour, nothing: 'owed' };

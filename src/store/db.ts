@@ -1,5 +1,6 @@
 // How is PostgreSQL reached, and what does it say when it refuses?
 
+import { hash } from 'node:crypto';
 import { PrismaPg } from '@prisma/adapter-pg';
 import pg from 'pg';
 import { Prisma, PrismaClient } from '../generated/prisma/client.ts';
@@ -55,13 +56,32 @@ export function connect(
   // stops just then (its last word may come with the answer before it) would end the process.
   pool.on('connect', (client) => client.on('error', onError));
   return new PrismaClient({
-    adapter: new PrismaPg(pool, { onPoolError: onError, onConnectionError: onError, disposeExternalPool: true }),
+    adapter: new PrismaPg(pool, {
+      onPoolError: onError,
+      onConnectionError: onError,
+      disposeExternalPool: true,
+      statementNameGenerator: ({ sql }) => nameOf(sql),
+    }),
     // Longer than any statement: the server ends them, the client only counts.
     transactionOptions: {
       timeout: (patient ? 24 * 60 : 6) * MINUTE_MS,
       maxWait: MINUTE_MS,
     },
   });
+}
+
+const names = new Map<string, string>();
+
+/**
+ * A statement with a name is parsed once for each connection, and soon planned no more: of the ledger's, whose plans are what their
+ * keys make them, that is most of the work. Those that meet the calls or their figures have none: how they are best done hangs on
+ * how many there are, each time.
+ */
+function nameOf(sql: string): string {
+  if (sql.includes('"ModelCall')) return '';
+  const name = names.get(sql) ?? `h${hash('sha1', sql)}`;
+  names.set(sql, name);
+  return name;
 }
 
 /** Those of a URL would take the place of ours: they come before them instead. */

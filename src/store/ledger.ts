@@ -172,31 +172,41 @@ export interface CutPolicy {
 const CALLS_PER_SHARD = 250_000;
 const USERS_PER_SHARD = 25_000;
 
-/** The size of an hour, as far as it was looked at. */
+/** Users and calls of an hour, as near as its cut needs them. */
 export interface Size {
   readonly users: number;
   readonly calls: number;
-  /** There are more calls than these. */
-  readonly more: boolean;
 }
 
-/** So many calls are looked at to tell an hour with few users from one with many. */
+/** One in so many users stands for all where it is about sizes. */
+const SAMPLE = 16;
+/** So many calls are looked at, at most, to tell few users from many. */
 const LOOK = 20_000;
 
-/** Users and calls of an hour, from its first calls in no order: as much as its cut hangs on. A moment later there may be more. */
-export async function sizeOf(db: Db, hour: Hour, { minCalls }: CutPolicy): Promise<Size> {
-  const limit = Math.max(LOOK, minCalls);
-  const [size] = await db.$queryRaw<[{ users: number; calls: number }]>`
-    select count(*)::int as users, coalesce(sum(calls), 0)::int as calls
-      from (select "userDid", count(*) as calls
-              from (select "userDid" from "ModelCall" where ${calledIn(hour)} limit ${limit + 1}::int) as call
-             group by "userDid") as present`;
-  return { ...size, more: size.calls > limit };
+/**
+ * How large an hour is. A sixteenth of the buckets tells it well enough of many users; of few, the calls are looked at, but for those
+ * beyond what is of interest. A moment later there may be more.
+ */
+export async function sizeOf(db: Db, hour: Hour, { maxUserJobs, minCalls }: CutPolicy): Promise<Size> {
+  const sized = (calls: Sql.Sql) => db.$queryRaw<[Size]>`
+    select count(*)::int as users, coalesce(sum(calls), 0)::float8 as calls
+      from (select "userDid", count(*) as calls from (${calls}) as call group by "userDid") as present`;
+  const [sample] = await sized(Sql.sql`
+    select "userDid" from "ModelCall" where ${calledIn(hour)} and ${bucket} between 0 and ${BUCKETS / SAMPLE - 1}::int`);
+  const users = sample.users * SAMPLE;
+  const calls = sample.calls * SAMPLE;
+  if (users > 2 * maxUserJobs) return { users, calls };
+  const [look] = await sized(Sql.sql`
+    select "userDid" from "ModelCall" where ${calledIn(hour)} limit ${Math.max(LOOK, minCalls) + 1}::int`);
+  return {
+    users: look.users,
+    calls: look.calls > Math.max(LOOK, minCalls) ? Math.max(look.calls, calls) : look.calls,
+  };
 }
 
 /** Whether an hour is better rolled up by one statement than fanned out: few calls, of more users than have a child each. */
-export function fitsAtOnce({ users, calls, more }: Size, { maxUserJobs, minCalls }: CutPolicy): boolean {
-  return users > maxUserJobs && calls <= minCalls && !more;
+export function fitsAtOnce({ users, calls }: Size, { maxUserJobs, minCalls }: CutPolicy): boolean {
+  return users > maxUserJobs && calls <= minCalls;
 }
 
 /** A run that was allotted. */
@@ -238,8 +248,8 @@ export async function allot(
 }
 
 /**
- * Allot a run as `allot` does, and store its shards. Where the size that is known tells of too many users for a child each, their
- * number and their calls' are taken from a sixteenth of the buckets: how many ranges there are need not be exact.
+ * Allot a run as `allot` does, and store its shards. Where the size tells of too many users for a child each, it also says how many
+ * ranges there are; else the hour's users are named, and counted.
  *
  * @returns also whether all the hour's calls are few enough for one statement
  */
@@ -256,12 +266,10 @@ export async function allotRun(
     // None of an earlier run counts any more; and an hour whose row was deleted counts its runs from 1 again.
     await db.$executeRaw`delete from "StatShard" where hour = ${start}::timestamptz`;
     if (size && size.users > maxUserJobs) {
-      const sample = Sql.sql`
-        select count(*) * ${SAMPLE}::int as users, sum(calls) * ${SAMPLE}::int as calls
-          from (select count(*) as calls from "ModelCall"
-                 where ${calledIn(hour)} and ${bucket} < ${BUCKETS / SAMPLE}::int group by "userDid") as present`;
       await db.$executeRaw`
-        with size as (select ${rangesOf} as ranges from (${sample}) as sample) ${rangeShards(hour, allotted.run, Sql.sql`true`)}`;
+        with size as (
+          select ${rangesOf} as ranges from (values (${size.users}::int, ${size.calls}::float8)) as size (users, calls)
+        ) ${rangeShards(hour, allotted.run, Sql.sql`true`)}`;
       return { ...allotted, together: false };
     }
     const [cut] = await db.$queryRaw<[{ together: boolean }]>`
@@ -280,9 +288,6 @@ export async function allotRun(
     return { ...allotted, ...cut };
   });
 }
-
-/** A sixteenth of the users stands for all where it is about sizes. */
-const SAMPLE = 16;
 
 /** How many ranges make shards of a good size, from `users` and `calls`. */
 const rangesOf = Sql.sql`
@@ -392,25 +397,30 @@ export async function closeHour(
     }
 
     const outcome = ledger.wanted > run ? 'open' : 'closed';
-    const counted = await endRun(db, hour, outcome, policy, now);
+    const counted = await endRun(db, hour, outcome, policy, { now });
     return outcome === 'closed' ? { outcome, already: false, ...counted } : { outcome };
   });
 }
 
-/** All of an hour's current run is done: say so, in the transaction that holds its row. */
+/**
+ * All of an hour's current run is done: say so, in the transaction that holds its row.
+ *
+ * @param counted the hour's users with a call, and their calls, where that transaction has added them all up
+ */
 export async function endRun(
   db: Db,
   hour: Hour,
   outcome: 'open' | 'closed',
   policy: ClosePolicy,
-  now?: Now,
+  { now, counted: known }: { now?: Now; counted?: { users: number; calls: bigint } } = {},
 ): Promise<{ users: number; calls: bigint }> {
   const start = startOf(hour);
+  const count = known ? Sql.sql`select ${known.users}::int, ${known.calls}::bigint` : countOf(hour);
   if (policy.storeZeroRows) await storeZeroRows(db, hour, policy.windowDays);
   await db.$executeRaw`delete from "StatShard" where hour = ${start}::timestamptz`;
   const [counted] = await db.$queryRaw<[{ users: number; calls: bigint }]>`
     update "StatHour" l set state = ${outcome}::"HourState", attempts = 0, "nextAttemptAt" = null, error = null,
-           "closedAt" = ${instant(now)}, "asOf" = "startedAt", revision = ${nextRevision}, (users, calls) = (${countOf(hour)})
+           "closedAt" = ${instant(now)}, "asOf" = "startedAt", revision = ${nextRevision}, (users, calls) = (${count})
      where hour = ${start}::timestamptz
     returning users, calls`;
   return counted;
