@@ -38,7 +38,7 @@ const SIZES = [
 const QUICK = [SIZES[0], SIZES[1], SIZES[2]];
 
 export async function bench(servers, { quick, rounds, users }, { stop, add }) {
-  const sizes = quick ? QUICK : SIZES.filter((size) => users === undefined || size.users === Number(users));
+  const sizes = quick ? QUICK : SIZES.filter((size) => users === undefined || users.includes(String(size.users)));
   const admin = await connected(servers.databaseUrl);
   const found = [];
   for (const size of sizes) {

@@ -1,5 +1,5 @@
-// What do the benches say, in words for the docs? Each case's latest results stand in bench/results.json; bench/README.md and the
-// README's table are made from them.
+// What do the benches say, in words for the docs? Each case's latest results stand in bench/results.json; bench/README.md, the
+// README's table and that of docs/scaling.md are made from them.
 import { existsSync, readFileSync, writeFileSync } from 'node:fs';
 import path from 'node:path';
 import { root } from '../scripts/servers.mjs';
@@ -51,6 +51,13 @@ export function writeReport({ machine, command, found }) {
     ...cases.flatMap(([, { rows }]) => rows.map((one) => row(one.what, one.ratio, one.hourhand, one.against))),
   ];
   replace('README.md', short.join('\n'));
+  const sizes = ['hour', 'backfill']
+    .flatMap((name) => known[name]?.rows ?? [])
+    .map((one) => row(one.what, one.hourhand, one.beside));
+  replace(
+    'docs/scaling.md',
+    [row('what', 'from enqueued to closed', 'besides'), row(...Array(3).fill('---')), ...sizes].join('\n'),
+  );
 }
 
 function replace(name, text) {

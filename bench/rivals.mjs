@@ -123,9 +123,9 @@ export async function setBasedStatements(pool, starts, { hours = 1, connections 
   await Promise.all(Array.from({ length: connections }, work));
 }
 
-/** The recount of a range: what the calls add up to, and nothing more. */
+/** The recount of a range: what the calls add up to, and nothing more. Whole rows are counted, or the sums would be left out. */
 export async function recount(pool, { start, end }) {
-  await pool.query(`select count(*) from (${added} offset 0) as counted`, [start, end]);
+  await pool.query(`select count(counted) from (${added}) as counted`, [start, end]);
 }
 
 /** What was stored, as one value for each: of the figures that all know, and of all. */

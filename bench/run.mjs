@@ -1,6 +1,6 @@
 // How fast is it? On servers of its own that are thrown away: npm run bench [-- --case hour --case backfill … --rounds 3 --quick
 // --json --write]. Without a case, all of them. It reads the built code. --write puts what was found into bench/README.md and
-// README.md. For stale also [--rows 10000000 --stale 1000000 --batch 2000], for hour [--users 1000000].
+// README.md. For stale also [--rows 10000000 --stale 1000000 --batch 2000], for hour [--users 1000 --users 10000].
 import { cpus } from 'node:os';
 import path from 'node:path';
 import { parseArgs } from 'node:util';
@@ -23,7 +23,7 @@ async function run() {
       quick: flag,
       json: flag,
       write: flag,
-      users: number,
+      users: { type: 'string', multiple: true },
       rows: number,
       stale: number,
       batch: number,

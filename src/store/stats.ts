@@ -201,9 +201,18 @@ export interface Difference {
 /**
  * Recount the range from the calls and compare every figure with what is stored, in batches, from one snapshot.
  * An hour that has never closed is compared only where it has rows: that it is not closed says the rest. Sealed hours
- * have lost their calls, and are passed over.
+ * have lost their calls, and are passed over. Day by day: what a day's users add up to fits into memory, and a long range
+ * costs no more than its days.
  */
-export async function* differences(db: Db, { start, end }: Range): AsyncGenerator<Difference[]> {
+export async function* differences(db: Db, range: Range): AsyncGenerator<Difference[]> {
+  const DAY_MS = 24 * 3_600_000;
+  for (let start = range.start.getTime(); start < range.end.getTime(); start += DAY_MS) {
+    const end = new Date(Math.min(start + DAY_MS, range.end.getTime()));
+    yield* differencesWithin(db, { start: new Date(start), end });
+  }
+}
+
+async function* differencesWithin(db: Db, { start, end }: Range): AsyncGenerator<Difference[]> {
   const calls = Sql.sql`(select ${callHour} as hour, call.* from "ModelCall" call
     where ${calledWithin({ start, end })}) as call`;
   const differing = figures.map((figure) => {
