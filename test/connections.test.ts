@@ -4,12 +4,13 @@ import { randomBytes } from 'node:crypto';
 import { once } from 'node:events';
 import { type AddressInfo, createServer, connect as netConnect } from 'node:net';
 import { inspect } from 'node:util';
+import type { Redis } from 'ioredis';
 import { afterAll, beforeAll, describe, expect, test } from 'vitest';
 import { gatherStatus } from '../src/commands/status.ts';
 import { migrations, readConfig } from '../src/config.ts';
 import { openConnections } from '../src/connections.ts';
 import { createLogger } from '../src/logger.ts';
-import { maxmemoryPolicy } from '../src/queues/redis.ts';
+import { maxmemoryPolicy, producerConnection, untilReady } from '../src/queues/redis.ts';
 import { connect } from '../src/store/db.ts';
 import { migrate } from '../src/store/migrate.ts';
 import { giveProviders } from '../src/store/models.ts';
@@ -196,6 +197,20 @@ describe.skipIf(!redisSpeaksTls)('TLS, with a certificate of an authority of our
     expect(await refusal(env(servers), servers.password)).toMatch(says);
     expect(Date.now() - begin).toBeLessThan(5_000);
   });
+});
+
+test('a second error of one socket of Redis, as a refused certificate brings, does not end the process', async () => {
+  const ours = producerConnection({ url: serverUrl('TEST_REDIS_URL'), prefix: '{none}' }, () => {});
+  await untilReady(ours, 10_000);
+  const theirs = (ours as Redis).duplicate(); // as BullMQ makes them
+  theirs.on('error', () => {});
+  await untilReady(theirs, 10_000);
+  for (const { stream } of [ours as Redis, theirs]) {
+    stream.emit('error', new Error('one'));
+    stream.emit('error', new Error('another')); // throws where nobody listens
+  }
+  ours.disconnect();
+  theirs.disconnect();
 });
 
 test('options in the URL of PostgreSQL stand beside our own, which win', async () => {

@@ -5,7 +5,7 @@ import { PrismaPg } from '@prisma/adapter-pg';
 import { afterAll, beforeAll, describe, expect, test } from 'vitest';
 import { PrismaClient } from '../src/generated/prisma/client.ts';
 import type { Pool } from '../src/store/db.ts';
-import { allotRun, closeEmptyHours, closeHour, owedHours, surveyHours } from '../src/store/ledger.ts';
+import { allotRun, closeEmptyHours, closeHour, owedHours, sizeOf, surveyHours } from '../src/store/ledger.ts';
 import { markedHours, markUser } from '../src/store/marks.ts';
 import { callsSeen } from '../src/store/model-calls.ts';
 import { ledgerStatus } from '../src/store/progress.ts';
@@ -77,6 +77,12 @@ describe.each<[string, ...((hourhand: Hourhand) => Promise<unknown>)[]]>([
     const scans = await scansOf((db) => allotRun(db, hour, { maxUserJobs: 64, minCalls: 0 }, { now }));
     expect(of(scans, 'ModelCall')).toEqual([byHour]);
     expect(of(scans, 'ModelCallStat')).toEqual([byKey]);
+  });
+
+  test('how large an hour is, is told by its index', async () => {
+    const scans = await scansOf((db) => sizeOf(db, hour, { maxUserJobs: 64, minCalls: 20_000 }));
+    expect(of(scans, 'ModelCall')).toContainEqual(hourAndBucket);
+    for (const scan of of(scans, 'ModelCall')) expect([byHour, hourAndBucket]).toContainEqual(scan);
   });
 
   test('no call is read to close an hour', async () => {

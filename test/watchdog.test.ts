@@ -6,6 +6,7 @@ import { enqueueCheck } from '../src/producers/models.ts';
 import { freeLost } from '../src/producers/watchdog.ts';
 import { auditHours } from '../src/queues/audit.ts';
 import { addJobs, jobOf } from '../src/queues/define-job.ts';
+import { takesTurn } from '../src/queues/redis.ts';
 import { retainCalls } from '../src/queues/retain.ts';
 import { failStaleCalls } from '../src/queues/stale.ts';
 import { rollUpHour, rollUpMarks } from '../src/queues/stats.ts';
@@ -143,3 +144,13 @@ async function expectKept({ queues }: Hourhand, queue: Queue, state: string): Pr
   expect(await freeLost(queues, both)).toEqual([]);
   expect((await queue.getJobs()).length).toBe(1);
 }
+
+test('of all processes one looks for all, and another where Redis has forgotten it', async () => {
+  await using hourhand = await startHourhand();
+  const { redis, prefix } = hourhand;
+  const turns = await Promise.all(Array.from({ length: 8 }, () => takesTurn(redis, prefix, 'look', 60_000)));
+  expect(turns.filter(Boolean)).toHaveLength(1);
+  expect(await takesTurn(redis, prefix, 'look', 60_000)).toBe(false);
+  await redis.del(`${prefix}:turn:look`);
+  expect(await takesTurn(redis, prefix, 'look', 60_000)).toBe(true);
+});

@@ -1,7 +1,8 @@
 // How is Redis reached?
 
 import { Queue } from 'bullmq';
-import { Cluster, Redis, type RedisOptions } from 'ioredis';
+import { Cluster, Redis, type RedisOptions, type StandaloneConnectionOptions } from 'ioredis';
+import connectors from 'ioredis/built/connectors/StandaloneConnector.js';
 import { auditHours } from './audit.ts';
 import { announceTransition, checkModels, probeModel } from './models.ts';
 import { retainCalls } from './retain.ts';
@@ -36,12 +37,28 @@ export function workerConnection(address: RedisAddress, onError: (error: Error) 
   return open(address, onError, { maxRetriesPerRequest: null });
 }
 
+/**
+ * The client listens for a socket's first error only. A certificate that is refused can bring two (ours, and what TLS itself says of
+ * it), and the second would end the process. By this option, and not on the socket: BullMQ makes connections of its own from ours.
+ */
+class Connector extends connectors.default {
+  constructor(options: unknown) {
+    super(options as StandaloneConnectionOptions); // the client gives its own options, and does not say so in its types
+  }
+
+  override async connect(...args: Parameters<InstanceType<typeof connectors.default>['connect']>) {
+    const stream = await super.connect(...args);
+    stream.on('error', () => {});
+    return stream;
+  }
+}
+
 function open(
   { url, cluster }: RedisAddress,
   onError: (error: Error) => void,
   options: RedisOptions,
 ): RedisConnection {
-  const common = { ...options, connectTimeout: 5_000, reconnectOnError };
+  const common = { ...options, connectTimeout: 5_000, reconnectOnError, Connector };
   const redis = cluster ? openCluster(url, common) : new Redis(url, { ...common, retryStrategy });
   onErrors(redis, onError);
   return redis;
