@@ -1,8 +1,9 @@
 // How is Redis reached?
 
+import { connect as connectTcp, type Socket } from 'node:net';
+import { connect as connectTls } from 'node:tls';
 import { Queue } from 'bullmq';
-import { Cluster, Redis, type RedisOptions, type StandaloneConnectionOptions } from 'ioredis';
-import connectors from 'ioredis/built/connectors/StandaloneConnector.js';
+import { AbstractConnector, Cluster, Redis, type RedisOptions, type StandaloneConnectionOptions } from 'ioredis';
 import { auditHours } from './audit.ts';
 import { announceTransition, checkModels, probeModel } from './models.ts';
 import { retainCalls } from './retain.ts';
@@ -38,18 +39,31 @@ export function workerConnection(address: RedisAddress, onError: (error: Error) 
 }
 
 /**
- * The client listens for a socket's first error only. A certificate that is refused can bring two (ours, and what TLS itself says of
- * it), and the second would end the process. By this option, and not on the socket: BullMQ makes connections of its own from ours.
+ * Opens sockets as the client's own connector does, which listens for the first error of each only: a certificate that is refused can
+ * bring two (ours, and what TLS itself says of it), and the second would end the process. By this option, and not on the socket:
+ * BullMQ makes connections of its own from ours.
  */
-class Connector extends connectors.default {
+class Connector extends AbstractConnector {
+  readonly #options: StandaloneConnectionOptions;
+
   constructor(options: unknown) {
-    super(options as StandaloneConnectionOptions); // the client gives its own options, and does not say so in its types
+    const own = options as StandaloneConnectionOptions; // the client gives its own, and does not say so in its types
+    super(own.disconnectTimeout ?? 2_000);
+    this.#options = own;
   }
 
-  override async connect(...args: Parameters<InstanceType<typeof connectors.default>['connect']>) {
-    const stream = await super.connect(...args);
-    stream.on('error', () => {});
-    return stream;
+  override async connect(): Promise<Socket> {
+    this.connecting = true;
+    await Promise.resolve(); // the client may take it back
+    if (!this.connecting) throw new Error('Connection is closed.');
+    const { host = 'localhost', port = 6379, family = 0, tls } = this.#options;
+    const address = { host, port, family };
+    const socket = tls ? connectTls(Object.assign(address, tls)) : connectTcp(address);
+    socket.on('error', (error) => {
+      this.firstError ??= error;
+    });
+    this.stream = socket;
+    return socket;
   }
 }
 
