@@ -2,7 +2,7 @@
 // clock runs from the moment before the jobs are enqueued until the ledger says closed.
 import { spawn } from 'node:child_process';
 import { once } from 'node:events';
-import { readdirSync, readFileSync } from 'node:fs';
+import { readFileSync } from 'node:fs';
 import path from 'node:path';
 import { createInterface } from 'node:readline';
 import { setTimeout as sleep } from 'node:timers/promises';
@@ -13,20 +13,19 @@ const TABLES = ['ModelCallStat', 'StatHour', 'StatShard', 'StatMark', 'StatChang
 const dist = (file) => import(`../dist/${file}`);
 
 /** Connections as a command has them, and so many workers. */
-export async function openHourhand({ databaseUrl, redisUrl }, { workers = 1, env = {} } = {}) {
+export async function openHourhand(servers, { workers = 1, env = {} } = {}) {
   const [{ readConfig }, { openConnections }, { createLogger }, hours] = await Promise.all(
     ['config.js', 'connections.js', 'logger.js', 'producers/hours.js'].map(dist),
   );
   // The clean-up of calls that hang runs as well; it finds none, or the rivals would count other calls than hourhand did.
   const environment = {
-    DATABASE_URL: databaseUrl,
-    REDIS_URL: redisUrl,
+    ...serversOf(servers),
     LOG_LEVEL: 'info',
     STALE_MODEL_CALL_TIMEOUT_MINUTES: '525600',
     ...env,
   };
   const connections = await openConnections(readConfig(environment), createLogger('silent'));
-  const client = await connected(databaseUrl);
+  const client = await connected(servers.databaseUrl);
   const processes = [];
   const bench = {
     connections,
@@ -99,11 +98,19 @@ export async function openHourhand({ databaseUrl, redisUrl }, { workers = 1, env
   return bench;
 }
 
-async function startWorker(environment) {
-  const child = spawn(process.execPath, [path.join(root, 'dist', 'cli.js'), 'worker'], {
+/** The command, as an operator types it. */
+export function command(environment, args, stdio) {
+  return spawn(process.execPath, [path.join(root, 'dist', 'cli.js'), ...args], {
     env: { PATH: process.env.PATH, HOME: process.env.HOME, ...environment },
-    stdio: ['ignore', 'pipe', 'inherit'],
+    stdio: ['ignore', ...stdio],
   });
+}
+
+/** The environment that names these servers. */
+export const serversOf = ({ databaseUrl, redisUrl }) => ({ DATABASE_URL: databaseUrl, REDIS_URL: redisUrl });
+
+async function startWorker(environment) {
+  const child = command(environment, ['worker'], ['pipe', 'inherit']);
   for await (const line of createInterface(child.stdout)) {
     if (line.includes('"worker started"')) break;
   }
@@ -126,26 +133,6 @@ export function memoryOf(pid) {
   } catch {
     return undefined;
   }
-}
-
-/** Processor time so far, in ms: of the processes given, and of all children of the last one (PostgreSQL's). */
-export function processorOf(pids, parent) {
-  const ticks = (pid) => {
-    try {
-      const stat = readFileSync(`/proc/${pid}/stat`, 'utf8').split(') ')[1].split(' ');
-      return {
-        ppid: Number(stat[1]),
-        own: Number(stat[11]) + Number(stat[12]),
-        ended: Number(stat[13]) + Number(stat[14]),
-      };
-    } catch {
-      return { ppid: 0, own: 0, ended: 0 };
-    }
-  };
-  if (parent === undefined) return pids.reduce((sum, pid) => sum + ticks(pid).own * 10, 0);
-  let sum = ticks(parent).own + ticks(parent).ended;
-  for (const name of readdirSync('/proc')) if (ticks(name).ppid === parent) sum += ticks(name).own;
-  return sum * 10;
 }
 
 /** Bytes that Redis uses for its data at this moment. */

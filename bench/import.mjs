@@ -1,14 +1,13 @@
 // How long does an import take, against COPY of the same rows into the same table with its triggers?
 
-import { spawn } from 'node:child_process';
 import { once } from 'node:events';
 import { createReadStream, createWriteStream, mkdtempSync, rmSync } from 'node:fs';
 import path from 'node:path';
 import { pipeline } from 'node:stream/promises';
 import { from as copyFrom, to as copyTo } from 'pg-copy-streams';
-import { local, root } from '../scripts/servers.mjs';
+import { local } from '../scripts/servers.mjs';
 import { at, connected, fill, median, migrated, spread, timed, times } from './databases.mjs';
-import { memoryOf } from './hourhand.mjs';
+import { command, memoryOf, serversOf } from './hourhand.mjs';
 
 export async function bench(servers, { quick, rounds, rows }, { stop, add }) {
   const calls = Number(rows ?? (quick ? 20_000 : 1_000_000));
@@ -89,11 +88,8 @@ async function copy(url, file) {
 }
 
 /** The command, as an operator types it; resolves to its peak memory. */
-async function imported({ databaseUrl, redisUrl }, file, calls) {
-  const child = spawn(process.execPath, [path.join(root, 'dist', 'cli.js'), 'import', file], {
-    env: { PATH: process.env.PATH, HOME: process.env.HOME, DATABASE_URL: databaseUrl, REDIS_URL: redisUrl },
-    stdio: ['ignore', 'pipe', 'pipe'],
-  });
+async function imported(servers, file, calls) {
+  const child = command(serversOf(servers), ['import', file], ['pipe', 'pipe']);
   let said = '';
   for (const stream of [child.stdout, child.stderr]) stream.on('data', (text) => (said += text));
   let peak;

@@ -1,11 +1,8 @@
 // How long does verify take, against its recount as one statement?
-import { spawn } from 'node:child_process';
 import { once } from 'node:events';
-import path from 'node:path';
-import { root } from '../scripts/servers.mjs';
 import { prepare } from './backfill.mjs';
 import { median, spread, timed, times } from './databases.mjs';
-import { openHourhand } from './hourhand.mjs';
+import { command, openHourhand, serversOf } from './hourhand.mjs';
 import { openRival, recount } from './rivals.mjs';
 
 export async function bench(given, { quick, rounds }, { stop, add }) {
@@ -33,15 +30,8 @@ export async function bench(given, { quick, rounds }, { stop, add }) {
   });
 }
 
-async function verified({ databaseUrl, redisUrl }, { start, end }) {
-  const child = spawn(
-    process.execPath,
-    [path.join(root, 'dist', 'cli.js'), 'verify', '--from', start.toISOString(), '--to', end.toISOString()],
-    {
-      env: { PATH: process.env.PATH, HOME: process.env.HOME, DATABASE_URL: databaseUrl, REDIS_URL: redisUrl },
-      stdio: ['ignore', 'ignore', 'inherit'],
-    },
-  );
-  const [code] = await once(child, 'close');
+async function verified(servers, { start, end }) {
+  const args = ['verify', '--from', start.toISOString(), '--to', end.toISOString()];
+  const [code] = await once(command(serversOf(servers), args, ['ignore', 'inherit']), 'close');
   if (code !== 0) throw new Error(`verify exited ${code}`);
 }

@@ -163,14 +163,7 @@ describe('an hour of few calls', () => {
     await using held = await holdUser(hourhand, 'user-7');
     await hourhand.work();
     await hourhand.backfill(hour);
-    await until(
-      () => hourhand.queues.users.getJobCountByTypes('completed'),
-      (count) => count === 1,
-    );
-    expect(await hourhand.state(hour)).toBe('running');
-    await held.release();
-    await hourhand.reaches(hour, 'closed');
-    expect(await hourhand.wrong()).toEqual([]);
+    await closesWith(hourhand, held);
   });
 
   test("is rolled up by one of its users' children where each has one, and a retry of another rolls that user up again", async () => {
@@ -184,8 +177,10 @@ describe('an hour of few calls', () => {
     expect(await hourhand.wrong()).toEqual([]);
     const jobs = await hourhand.queues.users.getJobs(['completed']);
     const together = jobs.find((job) => Object(job.returnvalue).together);
+    expect(together).toBeDefined();
     const user = together?.data.userDid;
     await hourhand.silently(Sql.sql`update "ModelCall" set credits = 5 where "userDid" = ${user}`);
+    expect(await hourhand.wrong()).toHaveLength(1);
     await together?.retry('completed');
     await until(
       () => hourhand.wrong(),
@@ -204,14 +199,7 @@ test('an hour stays open until its last user is done', async () => {
     () => hourhand.stat('ada', hour),
     (stat) => stat !== undefined,
   );
-  await until(
-    () => hourhand.queues.users.getJobCountByTypes('completed'),
-    (count) => count === 1,
-  );
-  expect(await hourhand.state(hour)).toBe('running');
-  await held.release();
-  await hourhand.reaches(hour, 'closed');
-  expect(await hourhand.wrong()).toEqual([]);
+  await closesWith(hourhand, held);
 });
 
 describe('a user whose figures cannot be stored', () => {
@@ -328,4 +316,16 @@ function crowd(users: number) {
     at: `2026-08-20T13:${String(i % 60).padStart(2, '0')}:00Z`,
     tokens: i,
   }));
+}
+
+/** The hour stays open until the held user is done, though all others are. */
+async function closesWith(hourhand: Hourhand, held: Awaited<ReturnType<typeof holdUser>>): Promise<void> {
+  await until(
+    () => hourhand.queues.users.getJobCountByTypes('completed'),
+    (count) => count === 1,
+  );
+  expect(await hourhand.state(hour)).toBe('running');
+  await held.release();
+  await hourhand.reaches(hour, 'closed');
+  expect(await hourhand.wrong()).toEqual([]);
 }

@@ -188,6 +188,7 @@ const LOOK = 20_000;
  * beyond what is of interest. A moment later there may be more.
  */
 export async function sizeOf(db: Db, hour: Hour, { maxUserJobs, minCalls }: CutPolicy): Promise<Size> {
+  const most = Math.max(LOOK, minCalls);
   const sized = (calls: Sql.Sql) => db.$queryRaw<[Size]>`
     select count(*)::int as users, coalesce(sum(calls), 0)::float8 as calls
       from (select "userDid", count(*) as calls from (${calls}) as call group by "userDid") as present`;
@@ -197,11 +198,8 @@ export async function sizeOf(db: Db, hour: Hour, { maxUserJobs, minCalls }: CutP
   const calls = sample.calls * SAMPLE;
   if (users > 2 * maxUserJobs) return { users, calls };
   const [look] = await sized(Sql.sql`
-    select "userDid" from "ModelCall" where ${calledIn(hour)} limit ${Math.max(LOOK, minCalls) + 1}::int`);
-  return {
-    users: look.users,
-    calls: look.calls > Math.max(LOOK, minCalls) ? Math.max(look.calls, calls) : look.calls,
-  };
+    select "userDid" from "ModelCall" where ${calledIn(hour)} limit ${most + 1}::int`);
+  return look.calls > most ? { users: look.users, calls: Math.max(look.calls, calls) } : look;
 }
 
 /** Whether an hour is better rolled up by one statement than fanned out: few calls, of more users than have a child each. */

@@ -205,7 +205,7 @@ export interface Difference {
  * costs no more than its days.
  */
 export async function* differences(db: Db, range: Range): AsyncGenerator<Difference[]> {
-  const DAY_MS = 24 * 3_600_000;
+  const DAY_MS = 24 * HOUR_MS;
   for (let start = range.start.getTime(); start < range.end.getTime(); start += DAY_MS) {
     const end = new Date(Math.min(start + DAY_MS, range.end.getTime()));
     yield* differencesWithin(db, { start: new Date(start), end });
