@@ -27,6 +27,7 @@ import { maxmemoryPolicy, takesTurn, workerConnection } from './queues/redis.ts'
 import { retainCalls } from './queues/retain.ts';
 import { failStaleCalls } from './queues/stale.ts';
 import { rollUpHour, rollUpMarks, rollUpUsers } from './queues/stats.ts';
+import { deriveWaiting } from './store/hour-models.ts';
 import { nameOf } from './store/partitions.ts';
 import { coverFromNowOn } from './store/ranges.ts';
 import { deployOf } from './store/schedules.ts';
@@ -34,6 +35,8 @@ import { deployOf } from './store/schedules.ts';
 const ENSURE_MS = 30_000;
 /** Shorter, so that the process whose turn it was is in time for the next. */
 const TURN_MS = 25_000;
+/** For so long of every look the models of closed hours are derived: what is left is left to the next. */
+const MODELS_MS = 10_000;
 /** What a clean stop waits for jobs under way; after that they are left to be picked up as stalled. */
 const DRAIN_MS = 4_000;
 
@@ -111,7 +114,9 @@ export async function startWorker(
     throw error;
   }
   const lookInTurn = async () => {
-    if (await takesTurn(redis, config.REDIS_PREFIX, 'look', TURN_MS)) await ensure();
+    if (!(await takesTurn(redis, config.REDIS_PREFIX, 'look', TURN_MS))) return;
+    await ensure();
+    await deriveWaiting(pool, AbortSignal.any([stopping.signal, AbortSignal.timeout(MODELS_MS)]));
   };
   ensuring = repeat(ENSURE_MS, stopping.signal, () => lookInTurn().catch((error) => onError('ensure')(error)));
   log.info({ version, concurrency: config.WORKER_CONCURRENCY }, 'worker started');

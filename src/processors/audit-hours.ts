@@ -5,6 +5,7 @@ import type { Queues } from '../queues/redis.ts';
 import { type AuditResult, auditHour, hoursToAudit } from '../store/audit.ts';
 import { forgetChanges } from '../store/changes.ts';
 import type { Pool } from '../store/db.ts';
+import { forgetRuns } from '../store/runs.ts';
 import { hoursToSeal, sealHour } from '../store/seal.ts';
 import type { Hour } from '../time/hour.ts';
 import type { Context } from './context.ts';
@@ -49,6 +50,7 @@ export function auditHoursProcessor(deps: { pool: Pool; queues: Queues; policy: 
     }
     if (sealed > 0) log.info({ hours: sealed }, 'hours sealed');
     await forgetChanges(pool, policy.historyDays);
+    await forgetRuns(pool, policy.historyDays);
     await job.log(
       `${hours.length} hours recounted, ${differing} differ${old.length > 0 ? `; ${sealed} of ${old.length} old hours sealed` : ''}`,
     );

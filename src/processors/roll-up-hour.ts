@@ -55,7 +55,7 @@ export function rollUpHourProcessor(deps: HourDeps) {
         const size = await sizeOf(deps.pool, hour, deps.policy);
         const atOnce = fitsAtOnce(size, deps.policy) && (await rollUpAtOnce(deps, context, data));
         if (atOnce) return atOnce;
-        const allotted = await allotRun(deps.pool, hour, deps.policy, { size, again: data.again });
+        const allotted = await allotRun(deps.pool, hour, deps.policy, { size, job: job.id, again: data.again });
         if (!allotted) return { hour, nothing: 'owed' };
         data = { hour, step: 'fan-out', again: false, ...allotted };
         await store(job, data, 10, `run ${data.run} allotted`);
@@ -95,7 +95,7 @@ async function olderTransactionsEnded({ pool }: HourDeps, hour: Hour, signal: Ab
  */
 async function rollUpAtOnce({ pool, policy }: HourDeps, { job, log }: Context, { hour, again }: HourData) {
   const done = await wholeHour(pool, hour, async (db, scope) => {
-    const allotted = await allot(db, hour, { again });
+    const allotted = await allot(db, hour, { job: job.id, again });
     if (!allotted) return 'nothing';
     const counted = await rollUp(db, scope);
     await endRun(db, hour, 'closed', policy, { counted });

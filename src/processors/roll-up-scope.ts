@@ -5,7 +5,7 @@ import { BUCKETS, lockScope, type Scope, tryToLockScope } from '../store/scope.t
 import { type RolledUp, rollUp, usersOfScope } from '../store/stats.ts';
 import type { Hour } from '../time/hour.ts';
 
-export interface ScopeResult extends RolledUp {
+export interface ScopeResult extends Pick<RolledUp, 'run' | 'users' | 'calls' | 'written' | 'removed'> {
   /** Users whose figures cannot be stored, each with the reason; everybody else's are. */
   failed: { userDid: string; reason: string }[];
 }

@@ -3,9 +3,10 @@
 import { endOf, HOUR_MS, type Hour, hourOf, startOf } from '../time/hour.ts';
 import type { Range } from '../time/range.ts';
 import { type Db, instant, type Now, type Pool, Sql } from './db.ts';
+import { noteRun, noteRunEnd } from './runs.ts';
 import { BUCKETS, bucket, calledIn, inPartitionsOf, type Scope } from './scope.ts';
 import { lookable, nextFence, seam } from './seam.ts';
-import { presentUsers, storeZeroRows } from './stats.ts';
+import { presentUsers, storeZeroRows, type Totals } from './stats.ts';
 
 export type Reason = 'tick' | 'backfill' | 'late' | 'repair';
 
@@ -79,8 +80,9 @@ export async function closeEmptyHours(
       select hour from idle`;
     const closed = await db.$queryRaw<{ hour: Date }[]>`
       update "StatHour" l
-         set state = 'closed', run = greatest(run + 1, wanted), users = 0, calls = 0, attempts = 0, "nextAttemptAt" = null,
+         set state = 'closed', run = greatest(run + 1, wanted), (${counts}) = (select 0, 0, 0, 0, 0, 0), attempts = 0, "nextAttemptAt" = null,
              "startedAt" = ${instant(now)}, "closedAt" = ${instant(now)}, error = null, "asOf" = ${instant(now)},
+             "modelsAsOf" = case when exists (select from "StatModel" m where m.hour = l.hour) then "modelsAsOf" else ${instant(now)} end,
              revision = ${nextRevision}
        where hour = any(${idle.map((row) => row.hour)}::timestamptz[])
          and not exists (select from "ModelCall" where date_trunc('hour', "callTime" at time zone 'UTC') = l.hour at time zone 'UTC'
@@ -218,30 +220,36 @@ export interface Allotted {
  * again. The run's number is burnt with the transaction's commit, even if its holder dies on the next line. Two callers get two
  * runs, and the older one can close nothing any more.
  *
+ * @param job who runs it, for people to find it
  * @param again the hour's back-off is over because somebody says so (a retry by hand)
  * @returns the run, or `undefined`: nothing is owed
  */
 export async function allot(
   db: Db,
   hour: Hour,
-  { again = false, now }: { again?: boolean; now?: Now } = {},
+  { job, again = false, now }: { job?: string; again?: boolean; now?: Now } = {},
 ): Promise<Allotted | undefined> {
   const start = startOf(hour);
   const fenceAfter = (fence: Sql.Sql) =>
     Sql.sql`(select ${nextFence(fence, Sql.sql`${start}::timestamptz`, now)} from seam)`;
   const [allotted] = await db.$queryRaw<Allotted[]>`
-    with seam as materialized (${seam})
-    insert into "StatHour" as h (hour, state, run, reason, "startedAt", fence)
-    select ${start}::timestamptz, 'running', 1, 'tick', ${instant(now)}, ${fenceAfter(Sql.sql`null::bigint`)}
-     where ${endOf(hour)}::timestamptz <= ${instant(now)}
-       and exists (select from "StatRange" r where r.start <= ${start}::timestamptz
-                      and coalesce(r."end", 'infinity') > ${start}::timestamptz)
-    on conflict (hour) do update
-       set run = h.run + 1, state = 'running', "startedAt" = ${instant(now)}, "nextAttemptAt" = null,
-           fence = ${fenceAfter(Sql.sql`h.fence`)}
-     where h."sealedAt" is null and (h.state <> 'closed' or h.wanted > h.run)
-       and (${again} or h."nextAttemptAt" is null or h."nextAttemptAt" <= ${instant(now)})
-    returning run, reason = 'backfill' and ${endOf(hour)}::timestamptz < date_trunc('hour', ${instant(now)}, 'UTC') as backfilled`;
+    with seam as materialized (${seam}),
+    allotted as (
+      insert into "StatHour" as h (hour, state, run, reason, "startedAt", fence)
+      select ${start}::timestamptz, 'running', 1, 'tick', ${instant(now)}, ${fenceAfter(Sql.sql`null::bigint`)}
+       where ${endOf(hour)}::timestamptz <= ${instant(now)}
+         and exists (select from "StatRange" r where r.start <= ${start}::timestamptz
+                        and coalesce(r."end", 'infinity') > ${start}::timestamptz)
+      on conflict (hour) do update
+         set run = h.run + 1, state = 'running', "startedAt" = ${instant(now)}, "nextAttemptAt" = null,
+             fence = ${fenceAfter(Sql.sql`h.fence`)}
+       where h."sealedAt" is null and (h.state <> 'closed' or h.wanted > h.run)
+         and (${again} or h."nextAttemptAt" is null or h."nextAttemptAt" <= ${instant(now)})
+      returning run, reason, "requestedBy", "startedAt"
+    ), noted as (
+      ${noteRun(hour, job)}
+    )
+    select run, reason = 'backfill' and ${endOf(hour)}::timestamptz < date_trunc('hour', ${instant(now)}, 'UTC') as backfilled from allotted`;
   return allotted;
 }
 
@@ -255,7 +263,7 @@ export async function allotRun(
   pool: Pool,
   hour: Hour,
   { maxUserJobs, minCalls }: CutPolicy,
-  { size, ...options }: { size?: Size; again?: boolean; now?: Now } = {},
+  { size, ...options }: { size?: Size; job?: string; again?: boolean; now?: Now } = {},
 ): Promise<(Allotted & { together: boolean }) | undefined> {
   return pool.$transaction(async (db) => {
     const start = startOf(hour);
@@ -403,24 +411,32 @@ export async function closeHour(
 /**
  * All of an hour's current run is done: say so, in the transaction that holds its row.
  *
- * @param counted the hour's users with a call, and their calls, where that transaction has added them all up
+ * @param counted what the hour's calls come to, where that transaction has added them all up
  */
 export async function endRun(
   db: Db,
   hour: Hour,
   outcome: 'open' | 'closed',
   policy: ClosePolicy,
-  { now, counted: known }: { now?: Now; counted?: { users: number; calls: bigint } } = {},
+  { now, counted: known }: { now?: Now; counted?: Totals } = {},
 ): Promise<{ users: number; calls: bigint }> {
   const start = startOf(hour);
-  const count = known ? Sql.sql`select ${known.users}::int, ${known.calls}::bigint` : countOf(hour);
+  const count = known
+    ? Sql.sql`select ${known.users}::int, ${known.calls}::bigint, ${known.successCalls}::bigint, ${known.failedCalls}::bigint,
+                     ${known.totalUsage}::numeric, ${known.totalCredits}::numeric`
+    : countOf(hour);
   if (policy.storeZeroRows) await storeZeroRows(db, hour, policy.windowDays);
   await db.$executeRaw`delete from "StatShard" where hour = ${start}::timestamptz`;
   const [counted] = await db.$queryRaw<[{ users: number; calls: bigint }]>`
-    update "StatHour" l set state = ${outcome}::"HourState", attempts = 0, "nextAttemptAt" = null, error = null,
-           "closedAt" = ${instant(now)}, "asOf" = "startedAt", revision = ${nextRevision}, (users, calls) = (${count})
-     where hour = ${start}::timestamptz
-    returning users, calls`;
+    with ended as (
+      update "StatHour" l set state = ${outcome}::"HourState", attempts = 0, "nextAttemptAt" = null, error = null,
+             "closedAt" = ${instant(now)}, "asOf" = "startedAt", revision = ${nextRevision}, (${counts}) = (${count})
+       where hour = ${start}::timestamptz
+      returning hour, run, users, calls, state, error, "closedAt" as at
+    ), noted as (
+      ${noteRunEnd}
+    )
+    select users, calls from ended`;
   return counted;
 }
 
@@ -437,7 +453,7 @@ async function reopen(db: Db, hour: Hour): Promise<void> {
  */
 export async function recountHour(db: Db, hour: Hour, asOf: Date | null): Promise<void> {
   await db.$executeRaw`
-    update "StatHour" l set (users, calls) = (${countOf(hour)}), revision = ${nextRevision},
+    update "StatHour" l set (${counts}) = (${countOf(hour)}), revision = ${nextRevision},
            "asOf" = greatest("asOf", ${asOf}::timestamptz)
      where hour = ${startOf(hour)}::timestamptz and state = 'closed' and "sealedAt" is null`;
 }
@@ -457,12 +473,17 @@ export async function failHour(pool: Pool, hour: Hour, error: string, policy: Cl
 /** A partial hour waits 5 s, doubling. Its row is locked by the caller. */
 async function setPartial(db: Db, hour: Hour, error: string, { backOffMaxSeconds }: ClosePolicy, now?: Now) {
   const [row] = await db.$queryRaw<{ nextAttemptAt: Date }[]>`
-    update "StatHour"
-       set state = 'partial', error = ${error}::text, attempts = attempts + 1,
-           "nextAttemptAt" = ${instant(now)}
-             + least(5 * power(2, least(attempts, 30)), ${backOffMaxSeconds}::int) * interval '1 second'
-     where hour = ${startOf(hour)}::timestamptz
-    returning "nextAttemptAt"`;
+    with ended as (
+      update "StatHour"
+         set state = 'partial', error = ${error}::text, attempts = attempts + 1,
+             "nextAttemptAt" = ${instant(now)}
+               + least(5 * power(2, least(attempts, 30)), ${backOffMaxSeconds}::int) * interval '1 second'
+       where hour = ${startOf(hour)}::timestamptz
+      returning hour, run, state, error, ${instant(now)} as at, "nextAttemptAt"
+    ), noted as (
+      ${noteRunEnd}
+    )
+    select "nextAttemptAt" from ended`;
   return { error, nextAttemptAt: row?.nextAttemptAt ?? new Date() };
 }
 
@@ -470,9 +491,14 @@ async function setPartial(db: Db, hour: Hour, error: string, { backOffMaxSeconds
 const nextRevision = Sql.sql`case when revision = 0 then 1
   else revision + exists (select from "StatChange" c where c.hour = l.hour and c.revision = l.revision + 1)::int end`;
 
-function countOf(hour: Hour): Sql.Sql {
+/** What the ledger says of an hour's figures, all users together. */
+const counts = Sql.sql`users, calls, "successCalls", "failedCalls", "totalUsage", "totalCredits"`;
+
+/** The same, from its rows. */
+export function countOf(hour: Hour): Sql.Sql {
   return Sql.sql`
-    select count(*) filter (where "totalCalls" > 0), coalesce(sum("totalCalls"), 0) from "ModelCallStat"
+    select count(*) filter (where "totalCalls" > 0), coalesce(sum("totalCalls"), 0), coalesce(sum("successCalls"), 0),
+           coalesce(sum("failedCalls"), 0), coalesce(sum("totalUsage"), 0), coalesce(sum("totalCredits"), 0) from "ModelCallStat"
      where "timeType" = 'hour' and "timestamp" = ${startOf(hour)}::timestamptz`;
 }
 

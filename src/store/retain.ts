@@ -169,6 +169,8 @@ export async function forgetStats(db: Db, hour: Hour): Promise<number> {
          and not exists (select from "ModelCall" where ${calledIn(hour)})
     ), forgotten as (
       delete from "ModelCallStat" where "timeType" = 'hour' and "timestamp" = (select hour from sealed) returning 1
+    ), models as (
+      delete from "StatModel" where hour = (select hour from sealed)
     ), changes as (
       delete from "StatChange" where hour = (select hour from sealed)
     )

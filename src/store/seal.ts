@@ -3,6 +3,7 @@
 import { endOf, type Hour, hourOf, startOf } from '../time/hour.ts';
 import { type AuditResult, recordAudit, recount } from './audit.ts';
 import { type Db, instant, type Now, type Pool, Sql } from './db.ts';
+import { writeModels } from './hour-models.ts';
 import { BUCKETS, lockScope } from './scope.ts';
 import { standingsOf } from './standing.ts';
 
@@ -37,6 +38,7 @@ export async function sealHour(
     const result = await recount(db, hour);
     if (!dryRun) await recordAudit(db, hour, result, now);
     if (result) return { outcome: 'differs', ...result };
+    if (!dryRun) await writeModels(db, hour); // while there are calls to derive them from
     if (!dryRun && !(await seal(db, hour, now))) {
       return (await obstacle(db, hour)) ?? { outcome: 'passed', why: 'changing' };
     }

@@ -7,11 +7,19 @@ import { asJson, columns, figures, figuresOf } from './figures.ts';
 import { calledIn, calledWithin, callHour, type Scope, usersIn } from './scope.ts';
 import { standingsOf } from './standing.ts';
 
-export interface RolledUp {
+/** What calls come to, all their users together. Amounts and token counts are text, for no float can hold them. */
+export interface Totals {
+  readonly users: number;
+  readonly calls: bigint;
+  readonly successCalls: bigint;
+  readonly failedCalls: bigint;
+  readonly totalUsage: string;
+  readonly totalCredits: string;
+}
+
+export interface RolledUp extends Totals {
   /** The run that the ledger named when the figures were computed; 0 where it does not know the hour. */
   run: number;
-  users: number;
-  calls: bigint;
   written: number;
   removed: number;
 }
@@ -74,10 +82,12 @@ export async function rollUp(db: Db, scope: Scope): Promise<RolledUp> {
          and (${users === undefined} or d."userDid" = any(${[...(users ?? [])]}::text[]))
          and d.state <> 'done'
     )
-    select ledger.run, (select count(*)::int from fresh) as users,
-           coalesce((select sum("totalCalls") from fresh), 0)::bigint as calls,
+    select ledger.run, total.*,
            (select count(*)::int from written) as written, (select count(*)::int from removed) as removed
-      from ledger`;
+      from ledger, (select count(*)::int as users, coalesce(sum("totalCalls"), 0)::bigint as calls,
+                           coalesce(sum("successCalls"), 0)::bigint as "successCalls", coalesce(sum("failedCalls"), 0)::bigint as "failedCalls",
+                           coalesce(sum("totalUsage"), 0)::text as "totalUsage", coalesce(sum("totalCredits"), 0)::text as "totalCredits"
+                      from fresh) as total`;
   if (!row) throw new Error(`hour ${hour} is sealed: its figures stay as they are`);
   return row;
 }
