@@ -17,8 +17,8 @@ import {
   type RedisConnection,
   untilReady,
 } from './queues/redis.ts';
+import type { CutPolicy } from './store/cut.ts';
 import { connect, type Pool, reasonOf } from './store/db.ts';
-import type { CutPolicy } from './store/ledger.ts';
 import { pendingMigrations } from './store/migrate.ts';
 import type { Kept } from './time/kept.ts';
 import { intervalOf, type Pattern } from './time/pattern.ts';

@@ -2,8 +2,9 @@
 
 import { describe, expect, test } from 'vitest';
 import { backfillUser } from '../src/producers/hours.ts';
+import { allotRun } from '../src/store/cut.ts';
 import { Sql } from '../src/store/db.ts';
-import { allotRun, owedHours, requestHours } from '../src/store/ledger.ts';
+import { owedHours, requestHours } from '../src/store/ledger.ts';
 import { olderTransactions } from '../src/store/seam.ts';
 import { standingOf } from '../src/store/standing.ts';
 import { endOf, startOf } from '../src/time/hour.ts';

@@ -4,8 +4,9 @@
 import { PrismaPg } from '@prisma/adapter-pg';
 import { afterAll, beforeAll, describe, expect, test } from 'vitest';
 import { PrismaClient } from '../src/generated/prisma/client.ts';
+import { allotRun, sizeOf } from '../src/store/cut.ts';
 import type { Pool } from '../src/store/db.ts';
-import { allotRun, closeEmptyHours, closeHour, owedHours, sizeOf, surveyHours } from '../src/store/ledger.ts';
+import { closeEmptyHours, closeHour, owedHours, surveyHours } from '../src/store/ledger.ts';
 import { markedHours, markUser } from '../src/store/marks.ts';
 import { callsSeen } from '../src/store/model-calls.ts';
 import { ledgerStatus } from '../src/store/progress.ts';

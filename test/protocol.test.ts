@@ -3,7 +3,8 @@
 import { expect, test } from 'vitest';
 import { rollUpScope } from '../src/processors/roll-up-scope.ts';
 import { backfillUser } from '../src/producers/hours.ts';
-import { allotRun, closeEmptyHours, closeHour, owedHours, requestHours, shardsOf } from '../src/store/ledger.ts';
+import { allotRun } from '../src/store/cut.ts';
+import { closeEmptyHours, closeHour, owedHours, requestHours, shardsOf } from '../src/store/ledger.ts';
 import { endOf, startOf } from '../src/time/hour.ts';
 import { type Hourhand, h, holdUser, startHourhand, straggle, straggling, until } from './support/hourhand.ts';
 
