@@ -7,7 +7,7 @@ import { say } from './commands/say.ts';
 import { type Config, migrations } from './config.ts';
 import { type Connections, openConnections } from './connections.ts';
 import { createLogger } from './logger.ts';
-import { backfillHours } from './producers/hours.ts';
+import { backfillHours } from './producers/backfills.ts';
 import { holdsSample, loadSample, type Sample } from './sample.ts';
 import { startOfRunningHour } from './store/ledger.ts';
 import { migrate } from './store/migrate.ts';
@@ -82,6 +82,7 @@ async function rollUpSample(connections: Connections, { range }: { range: Range 
     only: 'all',
     reason: 'backfill',
     requestedBy: 'sample',
+    requestedFrom: 'hourhand up',
   });
   const deadline = Date.now() + 30_000;
   while ((await settledHours(connections.pool, hours)).length < hours.length && Date.now() < deadline) {

@@ -1,6 +1,6 @@
 // hourhand: the command line. A command reads what it needs when it is typed: a wrong word need not wait for a database client.
 
-import { userInfo } from 'node:os';
+import { hostname, userInfo } from 'node:os';
 import { Command, CommanderError, InvalidArgumentError, Option } from 'commander';
 import { say } from './commands/say.ts';
 import { type Config, ConfigError, migrations, readConfig, version } from './config.ts';
@@ -91,12 +91,53 @@ withRange(program.command('backfill').description('ask for the hours of [from, t
       command.error('error: expected --user or --only, got both');
     }
     if (user === '') command.error('error: --user: expected a user, got ""');
-    const options = { user, only, dryRun, wait, requestedBy: userInfo().username };
+    const requestedFrom = `command line on ${hostname()}`;
+    const options = { user, only, dryRun, wait, requestedBy: userInfo().username, requestedFrom };
     const range = rangeOf(from, to);
     return run((config) =>
       withConnections(config, {}, async (c) => (await import('./commands/backfill.ts')).backfill(c, range, options)),
     );
   });
+
+const backfills = program
+  .command('backfills')
+  .description('the newest backfills: who asked for what, and how far it is')
+  .option('--json', 'for machines', false)
+  .action((options) =>
+    run((config) =>
+      withConnections(config, {}, async (c) => (await import('./commands/backfills.ts')).backfills(c, options)),
+    ),
+  );
+backfills
+  .command('show')
+  .description('one of them, with its failed hours')
+  .argument('<id>', 'its number', backfillId)
+  .action((id: number, _, command: Command) =>
+    run((config) =>
+      withConnections(config, {}, async (c) =>
+        (await import('./commands/backfills.ts')).showBackfill(c, id, command.optsWithGlobals()),
+      ),
+    ),
+  );
+for (const [change, description] of [
+  ['pause', 'until it is resumed, its hours that are not done are not rolled up'],
+  ['resume', 'go on'],
+  ['cancel', 'its hours that are not done become again what they were'],
+  ['retry', 'ask for its failed hours again'],
+] as const) {
+  backfills
+    .command(change)
+    .description(description)
+    .argument('<id>', 'its number', backfillId)
+    .action((id: number) => {
+      const by = userInfo().username;
+      return run((config) =>
+        withConnections(config, {}, async (c) =>
+          (await import('./commands/backfills.ts')).changeBackfill(c, change, { id, by }),
+        ),
+      );
+    });
+}
 
 withRange(program.command('stats').description('the stored statistics'))
   .addOption(
@@ -260,6 +301,11 @@ function partitionsAhead(text: string): number {
   const count = Number(text);
   if (/^\d{1,3}$/.test(text) && count >= 1 && count <= 366) return count;
   throw new InvalidArgumentError(`expected a whole number from 1 to 366, got "${text}"`);
+}
+
+function backfillId(text: string): number {
+  if (/^[1-9]\d{0,14}$/.test(text)) return Number(text);
+  throw new InvalidArgumentError(`expected the number of a backfill, such as 7, got "${text}"`);
 }
 
 /** Widened to whole hours, aloud. */

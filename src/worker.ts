@@ -27,6 +27,7 @@ import { maxmemoryPolicy, takesTurn, workerConnection } from './queues/redis.ts'
 import { retainCalls } from './queues/retain.ts';
 import { failStaleCalls } from './queues/stale.ts';
 import { rollUpHour, rollUpMarks, rollUpUsers } from './queues/stats.ts';
+import { finishBackfills } from './store/backfills.ts';
 import { nameOf } from './store/partitions.ts';
 import { coverFromNowOn } from './store/ranges.ts';
 import { deployOf } from './store/schedules.ts';
@@ -66,6 +67,7 @@ export async function startWorker(
       if (ensured !== 'kept') log.info({ scheduler: wish.id, ensured }, 'scheduler ensured');
     }
     await keepAhead().catch(onError('partitions'));
+    for (const backfill of await finishBackfills(pool)) log.info({ backfill }, 'backfill finished');
     const lost = await freeLost(queues, await enqueueOwed(deps));
     if (lost.length === 0) return;
     log.warn(

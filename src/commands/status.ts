@@ -39,6 +39,7 @@ export async function gatherStatus({ pool, queues, config }: Connections) {
     now: ledger.now,
     watermark: ledger.watermark && hourOf(ledger.watermark),
     owed: ledger.owed,
+    held: ledger.held,
     oldestOwed: ledger.oldestOwed && hourOf(ledger.oldestOwed),
     marks: ledger.marks,
     hours: ledger.unsettled,
@@ -61,6 +62,7 @@ function inWords(found: Awaited<ReturnType<typeof gatherStatus>>): string {
   const lines = [
     `watermark   ${found.watermark ?? 'none yet: no worker has ever started'}   (everything before it is closed)`,
     `owed        ${found.owed} hours${found.oldestOwed ? `, the oldest ${found.oldestOwed}` : ''}; ${found.marks} marks`,
+    ...(found.held > 0 ? [`held        ${found.held} hours, of backfills that are paused`] : []),
     `workers     ${found.workers ?? 'unknown'}`,
   ];
   for (const { hour, state, run, error, nextAttemptAt } of found.hours) {

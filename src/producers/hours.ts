@@ -7,18 +7,14 @@ import type { Now, Pool } from '../store/db.ts';
 import {
   type ClosePolicy,
   closeEmptyHours,
-  type Only,
   type OwedHour,
   owedHours,
   type Reason,
-  type Request,
   requestHours,
 } from '../store/ledger.ts';
-import { markedHours, markUser, sweepMarks } from '../store/marks.ts';
-import { cover } from '../store/ranges.ts';
+import { markedHours, sweepMarks } from '../store/marks.ts';
 import { reopenSettled } from '../store/seam.ts';
-import { endOf, type Hour, startOf } from '../time/hour.ts';
-import type { Range } from '../time/range.ts';
+import type { Hour } from '../time/hour.ts';
 
 export interface HoursPolicy extends ClosePolicy {
   readonly maxHoursPerTick: number;
@@ -89,58 +85,11 @@ export async function enqueueMarks(queues: Queues, hours: readonly Hour[]): Prom
   );
 }
 
-/**
- * A backfill: cover the range and ask for its hours, in the ledger first and in one transaction, then enqueue them.
- * What happens to Redis after the ledger knows does not matter: the next look finds them owed.
- *
- * @param range whole hours that have ended
- */
-export async function backfillHours(
-  { pool, queues, policy }: { pool: Pool; queues: Queues; policy: HoursPolicy },
-  range: Range,
-  asked: { only: Only; reason: Reason; requestedBy: string },
-  now?: Now,
-): Promise<Request> {
-  const request = await pool.$transaction(async (db) => {
-    await cover(db, range);
-    return requestHours(db, range, asked, now);
-  });
-  const closed = new Set<Hour>();
-  for (let i = 0; i < request.hours.length; i += policy.maxHoursPerTick) {
-    const some = request.hours.slice(i, i + policy.maxHoursPerTick);
-    for (const hour of await closeEmptyHours(
-      pool,
-      some.map(({ hour }) => hour),
-      policy,
-      now,
-    ))
-      closed.add(hour);
-  }
-  await enqueueHours(
-    queues,
-    request.hours.filter(({ hour }) => !closed.has(hour)),
-  );
-  return request;
-}
-
-/** Ask for one hour, whatever its state: in the ledger first, then its job. */
+/** Ask for one hour, whatever its state: in the ledger first, then its job. It is no backfill's any more. */
 export async function requestHour(
   { pool, queues }: { pool: Pool; queues: Queues },
   hour: Hour,
   asked: { reason: Reason; requestedBy: string },
 ): Promise<void> {
-  const request = await requestHours(pool, { start: startOf(hour), end: endOf(hour) }, { only: 'all', ...asked });
-  await enqueueHours(queues, request.hours);
-}
-
-/** A backfill of one user: marks, in the ledger first, then one job for each hour that holds some. */
-export async function backfillUser(
-  { pool, queues }: { pool: Pool; queues: Queues },
-  userDid: string,
-  range: Range,
-  now?: Now,
-): Promise<{ hours: Hour[]; seq: bigint }> {
-  const marked = await pool.$transaction((db) => markUser(db, userDid, range, now));
-  await enqueueMarks(queues, marked.hours);
-  return marked;
+  await enqueueHours(queues, await requestHours(pool, [hour], asked));
 }

@@ -1,8 +1,8 @@
 // Which hours are done, and which are owed?
 
 import { endOf, HOUR_MS, type Hour, hourOf, startOf } from '../time/hour.ts';
-import type { Range } from '../time/range.ts';
 import { type Db, instant, type Now, type Pool, Sql } from './db.ts';
+import { isHeld } from './held.ts';
 import { inPartitionsOf, type Scope } from './scope.ts';
 import { lookable, nextFence, seam } from './seam.ts';
 import { storeZeroRows } from './stats.ts';
@@ -16,8 +16,8 @@ export interface OwedHour {
 }
 
 /**
- * The hours that are owed: ended by Postgres' clock, covered or asked for, not closed, and not in back-off. Holes in the
- * middle too. The newest ended hour first, then the oldest.
+ * The hours that are owed: ended by Postgres' clock, covered or asked for, not closed, not in back-off, and not of a backfill that
+ * is paused. Holes in the middle too. The newest ended hour first, then the oldest.
  *
  * A range in which as many hours are closed as it has is passed over by that count: of years of hours none is named to find
  * that nothing is owed.
@@ -37,7 +37,8 @@ export async function owedHours(db: Db, limit: number, now?: Now): Promise<OwedH
     )
     select c.hour, l.reason is not distinct from 'backfill' and c.hour < until - interval '1 hour' as backfilled
       from ended, asked c left join "StatHour" l using (hour)
-     where (l.hour is null or (l.state <> 'closed' and (l."nextAttemptAt" is null or l."nextAttemptAt" <= ${instant(now)})))
+     where (l.hour is null or (l.state <> 'closed' and (l."nextAttemptAt" is null or l."nextAttemptAt" <= ${instant(now)})
+                               and not ${isHeld(Sql.sql`l."backfillId"`)}))
        and ${lookable(Sql.sql`c.hour`, now)}
      order by c.hour = until - interval '1 hour' desc, c.hour
      limit ${limit}::int`;
@@ -71,7 +72,7 @@ export async function closeEmptyHours(
       with seam as materialized (${seam}),
       idle as materialized (
         select hour, fence, ${nextFence(Sql.sql`fence`, Sql.sql`hour`, now)} as next from "StatHour", seam
-         where hour = any(${starts}::timestamptz[]) and state in ('open', 'partial')
+         where hour = any(${starts}::timestamptz[]) and state in ('open', 'partial') and not ${isHeld(Sql.sql`"backfillId"`)}
          order by hour for update of "StatHour" skip locked
       ), fenced as (
         update "StatHour" l set fence = next from idle where l.hour = idle.hour and next is distinct from idle.fence
@@ -95,60 +96,43 @@ export async function closeEmptyHours(
   });
 }
 
-/** A request for hours, and the run that each must reach to have answered it. */
-export interface Request {
-  readonly hours: { hour: Hour; wanted: number; backfilled: boolean }[];
-  /** Hours of the range that are sealed: never run again. */
-  readonly sealed: Hour[];
+/** An hour that was asked for, and the run that it must reach to have answered that. */
+export interface RequestedHour extends OwedHour {
+  readonly wanted: number;
 }
 
-export type Only = 'missing' | 'partial' | 'all';
-
-/** What a request would find, by state; `missing` are the hours without a row in the ledger. */
-export async function surveyHours(db: Db, { start, end }: Range) {
-  return db.$queryRaw<{ state: string; sealed: boolean; hours: number }[]>`
-    select coalesce(l.state::text, 'missing') as state, l."sealedAt" is not null as sealed, count(*)::int as hours
-      from generate_series(${start}::timestamptz, ${end}::timestamptz - interval '1 hour', interval '1 hour') as hour
-           left join "StatHour" l using (hour)
-     group by 1, 2 order by 1, 2`;
+export interface Asked {
+  readonly reason: Reason;
+  readonly requestedBy: string;
+  /** The backfill that asks; whoever else asks takes the hour from its backfill. */
+  readonly backfill?: bigint;
 }
 
 /**
- * Ask for a new run of hours that have ended: written down before anything is enqueued, so that no request is lost.
- * An hour that is running keeps running, and goes round once more for having been asked.
+ * Ask for a new run of those hours that have ended and are not sealed: written down before anything is enqueued, so that no request
+ * is lost. An hour that is running keeps running, and goes round once more for having been asked.
  */
 export async function requestHours(
   db: Db,
-  { start, end }: Range,
-  { only, reason, requestedBy }: { only: Only; reason: Reason; requestedBy: string },
+  hours: readonly Hour[],
+  { reason, requestedBy, backfill }: Asked,
   now?: Now,
-): Promise<Request> {
-  const which = {
-    all: Sql.sql`true`,
-    missing: Sql.sql`(l.hour is null or l.state = 'open')`,
-    partial: Sql.sql`l.state = 'partial'`,
-  }[only];
+): Promise<RequestedHour[]> {
   const rows = await db.$queryRaw<{ hour: Date; wanted: number; backfilled: boolean }[]>`
     with seam as materialized (${seam})
-    insert into "StatHour" as h (hour, state, wanted, reason, "requestedBy", fence)
-    select hour, 'open', 1, ${reason}::"HourReason", ${requestedBy}::text, ${nextFence(Sql.sql`null::bigint`, Sql.sql`hour`, now)}
-      from generate_series(${start}::timestamptz, ${end}::timestamptz - interval '1 hour', interval '1 hour') as hour
-           left join "StatHour" l using (hour), seam
-     where ${which} and hour < date_trunc('hour', ${instant(now)}, 'UTC')
+    insert into "StatHour" as h (hour, state, wanted, reason, "requestedBy", "backfillId", fence)
+    select hour, 'open', 1, ${reason}::"HourReason", ${requestedBy}::text, ${backfill ?? null}::bigint,
+           ${nextFence(Sql.sql`null::bigint`, Sql.sql`hour`, now)}
+      from unnest(${hours.map(startOf)}::timestamptz[]) as hour, seam
+     where hour < date_trunc('hour', ${instant(now)}, 'UTC')
      order by hour
     on conflict (hour) do update
        set wanted = h.run + 1, state = case when h.state = 'running' then h.state else 'open' end,
-           reason = excluded.reason, "requestedBy" = excluded."requestedBy", attempts = 0, "nextAttemptAt" = null,
-           fence = coalesce(h.fence, excluded.fence)
+           reason = excluded.reason, "requestedBy" = excluded."requestedBy", "backfillId" = excluded."backfillId",
+           attempts = 0, "nextAttemptAt" = null, fence = coalesce(h.fence, excluded.fence)
      where h."sealedAt" is null
     returning hour, wanted, hour < date_trunc('hour', ${instant(now)}, 'UTC') - interval '1 hour' as backfilled`;
-  const sealed = await db.$queryRaw<{ hour: Date }[]>`
-    select hour from "StatHour"
-     where hour >= ${start}::timestamptz and hour < ${end}::timestamptz and "sealedAt" is not null order by hour`;
-  return {
-    hours: rows.map((row) => ({ ...row, hour: hourOf(row.hour) })),
-    sealed: sealed.map((row) => hourOf(row.hour)),
-  };
+  return rows.map((row) => ({ ...row, hour: hourOf(row.hour) }));
 }
 
 /** Postgres' idea of the running hour's start: what a range that is asked for must end at. */
@@ -170,8 +154,8 @@ export interface Allotted {
 }
 
 /**
- * Allot the next run of an hour, in a transaction, if the hour is owed: ended, covered, not sealed, and not closed or wanted
- * again. The run's number is burnt with the transaction's commit, even if its holder dies on the next line. Two callers get two
+ * Allot the next run of an hour, in a transaction, if the hour is owed: ended, covered, not sealed, not closed or wanted
+ * again, and not of a backfill that is paused. The run's number is burnt with the transaction's commit, even if its holder dies on the next line. Two callers get two
  * runs, and the older one can close nothing any more.
  *
  * @param again the hour's back-off is over because somebody says so (a retry by hand)
@@ -195,7 +179,7 @@ export async function allot(
     on conflict (hour) do update
        set run = h.run + 1, state = 'running', "startedAt" = ${instant(now)}, "nextAttemptAt" = null,
            fence = ${fenceAfter(Sql.sql`h.fence`)}
-     where h."sealedAt" is null and (h.state <> 'closed' or h.wanted > h.run)
+     where h."sealedAt" is null and (h.state <> 'closed' or h.wanted > h.run) and not ${isHeld(Sql.sql`h."backfillId"`)}
        and (${again} or h."nextAttemptAt" is null or h."nextAttemptAt" <= ${instant(now)})
     returning run, reason = 'backfill' and ${endOf(hour)}::timestamptz < date_trunc('hour', ${instant(now)}, 'UTC') as backfilled`;
   return allotted;

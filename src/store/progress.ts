@@ -2,7 +2,8 @@
 
 import { type Hour, hourOf, startOf } from '../time/hour.ts';
 import type { Range } from '../time/range.ts';
-import { type Db, instant, type Now } from './db.ts';
+import { type Db, instant, type Now, Sql } from './db.ts';
+import { isHeld } from './held.ts';
 import { bucket, callHour } from './scope.ts';
 
 export interface HourLine {
@@ -50,6 +51,8 @@ export interface LedgerStatus {
   /** Everything before it, in the live range, is closed; `null` before the first start. */
   watermark: Date | null;
   owed: number;
+  /** Hours that would be owed, were their backfill not paused. */
+  held: number;
   oldestOwed: Date | null;
   marks: number;
   unsettled: HourLine[];
@@ -61,7 +64,7 @@ export async function ledgerStatus(db: Db, limit: number, now?: Now): Promise<Le
     with ended as (
       select date_trunc('hour', ${instant(now)}, 'UTC') as until
     ), owed as (
-      select hour, r."end" is null as live from ended, "StatRange" r,
+      select hour, r."end" is null as live, ${isHeld(Sql.sql`l."backfillId"`)} as held from ended, "StatRange" r,
              generate_series(r.start, least(r."end", until) - interval '1 hour', interval '1 hour') as hour
              left join "StatHour" l using (hour)
        where l.state is distinct from 'closed'
@@ -70,7 +73,8 @@ export async function ledgerStatus(db: Db, limit: number, now?: Now): Promise<Le
            case when exists (select from "StatRange" where "end" is null)
                 then coalesce((select min(hour) from owed where live), (select greatest(until, start) from ended, "StatRange" where "end" is null))
            end as watermark,
-           (select count(*)::int from owed) as owed, (select min(hour) from owed) as "oldestOwed",
+           (select count(*)::int from owed where not held) as owed, (select count(*)::int from owed where held) as held,
+           (select min(hour) from owed where not held) as "oldestOwed",
            (select count(*)::int from "StatMark") as marks`;
   const unsettled = await db.$queryRaw<(Omit<HourLine, 'hour'> & { hour: Date })[]>`
     select hour, state::text, run, error, "nextAttemptAt" from "StatHour" where state in ('partial', 'running')
