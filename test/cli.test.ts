@@ -27,6 +27,7 @@ const commands = [
   'migrate',
   'import',
   'backfill',
+  'backfills',
   'stats',
   'verify',
   'stale',
@@ -89,7 +90,7 @@ describe.concurrent('from a file of calls to a verified bill:', () => {
     expect({ code, stdout }).toEqual({ code: 0, stdout: '' });
     expect(line).toBe(
       'widened to whole hours: [2026-08-20T13, 2026-08-20T15)\n' +
-        '[2026-08-20T13, 2026-08-20T15): 2 hours: 2 missing\n' +
+        '[2026-08-20T13, 2026-08-20T15): 2 hours: 2 missing; 3 users with calls\n' +
         'would ask for 2 of them; nothing was changed\n',
     );
     expect(await everything(hourhand)).toEqual(before);
@@ -116,7 +117,7 @@ describe.concurrent('from a file of calls to a verified bill:', () => {
     const { code, stdout, line } = await ask('backfill', ...span, '--wait');
     expect({ code, stdout }).toEqual({ code: 0, stdout: '' });
     expect(line).toMatch(
-      /^asked for 2 hours of \[2026-08-20T13, 2026-08-20T15\)\n(\d\/2 hours\n)*2\/2 hours\nall closed\n$/,
+      /^asked for 2 hours of \[2026-08-20T13, 2026-08-20T15\) \(backfill 1\)\n(\d\/2 hours\n)*2\/2 hours\nall closed\n$/,
     );
     expect(await hourhand.wrong()).toEqual([]);
   });
@@ -133,7 +134,7 @@ describe.concurrent('from a file of calls to a verified bill:', () => {
       '--wait',
     );
     expect(code).toBe(0);
-    expect(line).toContain('asked for 1 hours of [2026-08-20T13, 2026-08-20T16)\n');
+    expect(line).toContain('asked for 1 hours of [2026-08-20T13, 2026-08-20T16) (backfill 2)\n');
     expect((await hourhand.hour(h('2026-08-20T13')))?.run).toBe(1);
     expect(await hourhand.state(h('2026-08-20T15'))).toBe('closed');
   });
@@ -227,7 +228,9 @@ bob,2026-08-20T13:00:00Z,chatCompletion,1,0,0,0.00000000
     await hourhand.pool.$executeRaw`update "ModelCallStat" set "totalCalls" = 7 where "userDid" = 'ada'`;
     const { code, line } = await ask('backfill', ...span, '--user', 'ada', '--wait');
     expect(code).toBe(0);
-    expect(line).toMatch(/^asked for ada in 2 hours of \[2026-08-20T13, 2026-08-20T15\)\n.*all closed\n$/s);
+    expect(line).toMatch(
+      /^asked for ada in 2 hours of \[2026-08-20T13, 2026-08-20T15\) \(backfill 3\)\n.*all closed\n$/s,
+    );
     expect(await hourhand.wrong()).toEqual([]);
   });
 

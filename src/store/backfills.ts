@@ -68,40 +68,59 @@ export async function countHours(db: Db, id: bigint, hours: number): Promise<voi
 }
 
 /**
- * What has become of the hours of a backfill `b`: `(hour, pending, error)`, an error where it failed. Pending: the run that answers it has not
- * ended. Failed: it has, and some users could not be stored, nor by any run since. Of one user's, both are told by the mark.
+ * What has become of the hours of some backfills: `(id, hour, pending, error, "nextAttemptAt")`, an error where it failed. Pending: the run that
+ * answers it has not ended. Failed: it has, and some users could not be stored, nor by any run since. Of one user's, both are told by the mark.
+ *
+ * Of those that are over, the many hours that nothing is to be said of are not visited.
+ *
+ * @param which a condition on the backfill `b`
  */
-const standing = Sql.sql`
-  select h.hour, l.hour is null or l.run < h.wanted or (l.run = h.wanted and l.state = 'running') as pending, l.error, l."nextAttemptAt"
+const standing = (which: Sql.Sql) => Sql.sql`
+  select h."backfillId" as id, hour, l.hour is null or l.run < h.wanted or (l.run = h.wanted and l.state = 'running') as pending,
+         l.error, l."nextAttemptAt"
     from "BackfillHour" h left join "StatHour" l using (hour)
-   where h."backfillId" = b.id
+   where h."backfillId" = any(array(select id from "Backfill" b where ${which} and state <> 'finished'))
   union all
-  select hour, l."nextAttemptAt" is null or coalesce(strpos(l.error, b."userDid"), 0) = 0, l.error, l."nextAttemptAt"
-    from (select distinct hour from "StatMark" where "backfillId" = b.id) as m left join "StatHour" l using (hour)`;
+  select h."backfillId", hour, false, l.error, l."nextAttemptAt"
+    from "StatHour" l join "BackfillHour" h using (hour)
+   where l.error is not null and h."backfillId" = any(array(select id from "Backfill" b where ${which} and state = 'finished'))
+  union all
+  select b.id, hour, l."nextAttemptAt" is null or coalesce(strpos(l.error, b."userDid"), 0) = 0, l.error, l."nextAttemptAt"
+    from "Backfill" b join (select distinct "backfillId" as id, hour from "StatMark" where "backfillId" is not null) as m using (id)
+         left join "StatHour" l using (hour)
+   where ${which}`;
 
-/** A backfill `b` with its progress, derived. */
-const lines = Sql.sql`
-  select id::float8, "requestedBy", "requestedFrom", "requestedAt", start, "end", "userDid", "only"::text, state::text, hours, pending, failed,
-         hours - pending - failed - "givenBack" as done, "givenBack", "pausedAt", "finishedAt", "settledBy"
-    from "Backfill" b,
-         lateral (select count(*) filter (where pending)::int as pending,
-                         count(*) filter (where not pending and error is not null)::int as failed from (${standing}) as s) as progress`;
+/** The backfills with their progress, the newest first. */
+async function linesOf(db: Db, which: Sql.Sql): Promise<Backfill[]> {
+  return db.$queryRaw<Backfill[]>`
+    with progress as (
+      select id, count(*) filter (where pending)::int as pending, count(*) filter (where not pending and error is not null)::int as failed
+        from (${standing(which)}) as hours group by id
+    )
+    select id::float8, "requestedBy", "requestedFrom", "requestedAt", start, "end", "userDid", "only"::text, state::text, hours,
+           coalesce(pending, 0) as pending, coalesce(failed, 0) as failed,
+           hours - coalesce(pending, 0) - coalesce(failed, 0) - "givenBack" as done, "givenBack", "pausedAt", "finishedAt", "settledBy"
+      from "Backfill" b left join progress using (id)
+     where ${which} order by b.id desc`;
+}
+
+const withId = (id: number) => Sql.sql`b.id = ${id}::bigint`;
 
 /** The newest backfills. */
 export async function listBackfills(db: Db, limit: number): Promise<Backfill[]> {
-  return db.$queryRaw<Backfill[]>`${lines} order by b.id desc limit ${limit}::int`;
+  return linesOf(db, Sql.sql`b.id = any(array(select id from "Backfill" order by id desc limit ${limit}::int))`);
 }
 
 /** A backfill and its failed hours, the oldest hundred of them; `undefined` where there is none of this id. */
 export async function backfillOf(db: Db, id: number): Promise<(Backfill & { failures: FailedHour[] }) | undefined> {
-  const [line] = await db.$queryRaw<Backfill[]>`${lines} where b.id = ${id}::bigint`;
+  const [line] = await linesOf(db, withId(id));
   return line && { ...line, failures: line.failed > 0 ? await failuresOf(db, id) : [] };
 }
 
 async function failuresOf(db: Db, id: number): Promise<FailedHour[]> {
   const rows = await db.$queryRaw<(Omit<FailedHour, 'hour'> & { hour: Date })[]>`
-    select hour, error, "nextAttemptAt" from "Backfill" b, lateral (${standing}) as s
-     where b.id = ${id}::bigint and not pending and error is not null order by hour limit ${NAMED}::int`;
+    select hour, error, "nextAttemptAt" from (${standing(withId(id))}) as hours
+     where not pending and error is not null order by hour limit ${NAMED}::int`;
   return rows.map((row) => ({ ...row, hour: hourOf(row.hour) }));
 }
 
@@ -122,9 +141,10 @@ export async function finishBackfills(pool: Pool, now?: Now): Promise<number[]> 
 }
 
 async function finish(db: Db, ids: bigint[], now: Now): Promise<number[]> {
+  const which = Sql.sql`b.id = any(${ids}::bigint[]) and b.state = 'running'`;
   const finished = await db.$queryRaw<{ id: number }[]>`
     update "Backfill" b set state = 'finished', "finishedAt" = ${instant(now)}
-     where id = any(${ids}::bigint[]) and state = 'running' and not exists (select from (${standing}) as s where pending)
+     where ${which} and id <> all(array(select distinct id from (${standing(which)}) as hours where pending))
     returning id::float8`;
   return finished.map(({ id }) => id);
 }
@@ -164,7 +184,7 @@ export async function settle(db: Db, id: number, state: BackfillState, by: strin
 export async function pendingHours(db: Db, id: number, now?: Now): Promise<{ hour: Hour; backfilled: boolean }[]> {
   const rows = await db.$queryRaw<{ hour: Date; backfilled: boolean }[]>`
     select hour, hour < date_trunc('hour', ${instant(now)}, 'UTC') - interval '1 hour' as backfilled
-      from "Backfill" b, lateral (${standing}) as s
-     where b.id = ${id}::bigint and pending order by hour`;
+      from (${standing(withId(id))}) as hours
+     where pending order by hour`;
   return rows.map((row) => ({ ...row, hour: hourOf(row.hour) }));
 }

@@ -3,6 +3,7 @@
 import { endOf, HOUR_MS, type Hour, hourOf, startOf } from '../time/hour.ts';
 import { type Db, instant, type Now, type Pool, Sql } from './db.ts';
 import { isHeld } from './held.ts';
+import { isCovered } from './ranges.ts';
 import { inPartitionsOf, type Scope } from './scope.ts';
 import { lookable, nextFence, seam } from './seam.ts';
 import { storeZeroRows } from './stats.ts';
@@ -48,7 +49,7 @@ export async function owedHours(db: Db, limit: number, now?: Now): Promise<OwedH
 /**
  * Close, together, those of the owed hours in which there is nothing to roll up: no call, no row, no mark.
  *
- * Their rows are locked by a statement of its own before anything is looked at: a call imported and requested in
+ * An hour that is covered no more, its backfill cancelled since, gets no row. Their rows are locked by a statement of its own before anything is looked at: a call imported and requested in
  * between would otherwise be answered with an emptiness that was seen before it. The fences of all of them are settled in that statement
  * too: what is looked at afterwards was seen after the older transactions had ended.
  *
@@ -66,13 +67,13 @@ export async function closeEmptyHours(
   return pool.$transaction(async (db) => {
     await db.$executeRaw`
       insert into "StatHour" (hour, state, reason)
-      select hour, 'open', 'tick' from unnest(${starts}::timestamptz[]) as hour order by hour
+      select hour, 'open', 'tick' from unnest(${starts}::timestamptz[]) as hour where ${isCovered(Sql.sql`hour`)} order by hour
       on conflict do nothing`;
     const idle = await db.$queryRaw<{ hour: Date }[]>`
       with seam as materialized (${seam}),
       idle as materialized (
         select hour, fence, ${nextFence(Sql.sql`fence`, Sql.sql`hour`, now)} as next from "StatHour", seam
-         where hour = any(${starts}::timestamptz[]) and state in ('open', 'partial') and not ${isHeld(Sql.sql`"backfillId"`)}
+         where hour = any(${starts}::timestamptz[]) and state in ('open', 'partial')
          order by hour for update of "StatHour" skip locked
       ), fenced as (
         update "StatHour" l set fence = next from idle where l.hour = idle.hour and next is distinct from idle.fence
@@ -174,8 +175,7 @@ export async function allot(
     insert into "StatHour" as h (hour, state, run, reason, "startedAt", fence)
     select ${start}::timestamptz, 'running', 1, 'tick', ${instant(now)}, ${fenceAfter(Sql.sql`null::bigint`)}
      where ${endOf(hour)}::timestamptz <= ${instant(now)}
-       and exists (select from "StatRange" r where r.start <= ${start}::timestamptz
-                      and coalesce(r."end", 'infinity') > ${start}::timestamptz)
+       and ${isCovered(Sql.sql`${start}::timestamptz`)}
     on conflict (hour) do update
        set run = h.run + 1, state = 'running', "startedAt" = ${instant(now)}, "nextAttemptAt" = null,
            fence = ${fenceAfter(Sql.sql`h.fence`)}

@@ -4,6 +4,7 @@ import { type Hour, hourOf, startOf } from '../time/hour.ts';
 import type { Range } from '../time/range.ts';
 import { type Db, instant, type Now, Sql } from './db.ts';
 import { isHeld } from './held.ts';
+import { isCovered } from './ranges.ts';
 import { bucket, calledWithin, callHour } from './scope.ts';
 
 /**
@@ -45,7 +46,7 @@ export function hoursOfUser(userDid: string, { start, end }: Range, now: Now): S
        and not exists (select from "StatHour" l where l.hour = present.hour and l."sealedAt" is not null)`;
 }
 
-const covered = Sql.sql`exists (select from "StatRange" r where r.start <= m.hour and coalesce(r."end", 'infinity') > m.hour)`;
+const covered = isCovered(Sql.sql`m.hour`);
 
 /**
  * Whether a mark `m` stands for something that is, or will be, stored: somebody asked for it, its hour is known or covered, or

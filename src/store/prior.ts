@@ -3,7 +3,7 @@
 import { type Hour, hourOf } from '../time/hour.ts';
 import type { Range } from '../time/range.ts';
 import { type Db, instant, type Now, Sql } from './db.ts';
-import { coverAsked, lockRanges, uncover } from './ranges.ts';
+import { coverAsked, isCovered, lockRanges, uncover } from './ranges.ts';
 import { isAsked, type Only } from './survey.ts';
 
 /**
@@ -54,7 +54,7 @@ async function note(db: Db, id: bigint, which: Sql.Sql, missing: readonly Date[]
     insert into "BackfillHour" as h ("backfillId", hour, wanted, covered, state, "priorRun", "priorWanted", reason, "requestedBy", attempts,
                                      "nextAttemptAt", error, "priorBackfillId")
     select ${id}::bigint, hour, run + 1,
-           exists (select from "StatRange" r where r.start <= hour and coalesce(r."end", 'infinity') > hour),
+           ${isCovered(Sql.sql`hour`)},
            case when missing.hour is null then l.state end, run, l.wanted, l.reason, l."requestedBy", l.attempts, l."nextAttemptAt", l.error,
            l."backfillId"
       from ledger l left join unnest(${missing}::timestamptz[]) as missing(hour) using (hour)

@@ -40,6 +40,10 @@ export async function lockRanges(db: Db): Promise<void> {
   await db.$executeRaw`lock table "StatRange" in share row exclusive mode`;
 }
 
+/** Whether an hour lies in a covered range. */
+export const isCovered = (hour: Sql.Sql) =>
+  Sql.sql`exists (select from "StatRange" r where r.start <= ${hour} and coalesce(r."end", 'infinity') > ${hour})`;
+
 const hoursOf = (hours: Sql.Sql) => Sql.sql`
   coalesce((select range_agg(tstzrange(hour, hour + interval '1 hour')) from (${hours}) as hours), '{}')`;
 

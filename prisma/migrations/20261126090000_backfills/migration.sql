@@ -64,5 +64,7 @@ ALTER TABLE "BackfillHour"
 
 -- Asked by every look: nearly all of the backfills there ever were are over.
 CREATE INDEX "Backfill_standing_idx" ON "Backfill" (state) WHERE state IN ('running', 'paused');
+-- Few hours failed, of all that there are: what is said of a backfill that is over.
+CREATE INDEX "StatHour_error_idx" ON "StatHour" (hour) WHERE error IS NOT NULL;
 -- Of the many marks only those of backfills: all others come from the gateway's own statements, which should not write an index more.
 CREATE INDEX "StatMark_backfillId_idx" ON "StatMark" ("backfillId") WHERE "backfillId" IS NOT NULL;
