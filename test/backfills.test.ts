@@ -12,7 +12,7 @@ import { requestHour } from '../src/producers/hours.ts';
 import { backfillOf, finishBackfills, listBackfills, WrongStateError } from '../src/store/backfills.ts';
 import { allotRun } from '../src/store/cut.ts';
 import { Sql } from '../src/store/db.ts';
-import { closeHour, owedHours } from '../src/store/ledger.ts';
+import { closeEmptyHours, closeHour, owedHours } from '../src/store/ledger.ts';
 import { markedHours, markedScopes } from '../src/store/marks.ts';
 import { ledgerStatus } from '../src/store/progress.ts';
 import { coverFromNowOn } from '../src/store/ranges.ts';
@@ -301,10 +301,11 @@ describe('cancelled', () => {
     ['closed', true, { state: 'closed', run: 2, wanted: 1, users: 1, calls: 1, closedAt: '2026-08-21T00:00Z' }],
     ['closed, and not covered', false, { state: 'closed', run: 1, closedAt: '2026-08-21T00:00Z', fence: 0 }],
     ['running', true, { state: 'running', run: 3, wanted: 3, startedAt: '2026-08-21T00:00Z' }],
+    ['running, and not covered', false, { state: 'running', run: 1, startedAt: '2026-08-21T00:00Z' }],
     ['sealed', true, { state: 'closed', run: 1, closedAt: '2026-08-21T00:00Z', sealedAt: '2026-08-22T00:00Z' }],
   ] as const;
-  const begin = h('2026-08-20T01');
-  const hours = states.map((_, i) => h(`2026-08-20T0${i + 1}`));
+  const begin = h('2026-08-20T00');
+  const hours = states.map((_, i) => h(`2026-08-20T0${i}`));
   const last = hours.at(-1) ?? begin;
 
   /** An hour of each state, with a call in it, before the live range: nobody is at work. */
@@ -332,14 +333,14 @@ describe('cancelled', () => {
     await using hourhand = await everyState();
     const before = await ledger(hourhand);
     const { backfill, hours: asked, sealed } = await hourhand.backfill(begin, last);
-    expect([asked.length, sealed]).toEqual([8, [last]]);
+    expect([asked.length, sealed]).toEqual([9, [last]]);
     expect(await hourhand.pool.statRange.findMany()).toEqual([{ start: startOf(begin), end: null }]);
     expect(await cancelBackfill(hourhand, backfill, 'bob')).toBe(true);
     expect(await ledger(hourhand)).toEqual(before);
     expect(await backfillOf(hourhand.pool, backfill)).toMatchObject({
       state: 'cancelled',
-      hours: 8,
-      givenBack: 8,
+      hours: 9,
+      givenBack: 9,
       pending: 0,
       done: 0,
     });
@@ -377,7 +378,7 @@ describe('cancelled', () => {
     const one = both[which] ?? 0;
     const other = both[1 - which] ?? 0;
     await cancelBackfill(hourhand, one, 'bob');
-    expect(await backfillOf(pool, other)).toMatchObject({ state: 'running', pending: 8 });
+    expect(await backfillOf(pool, other)).toMatchObject({ state: 'running', pending: 9 });
     expect(
       new Set((await pool.statHour.findMany({ where: { sealedAt: null } })).map((row) => row.backfillId)),
     ).toEqual(new Set([BigInt(other)]));
@@ -479,6 +480,8 @@ describe('cancelled', () => {
     ]);
     expect(allotted).toBeUndefined();
     expect(closing).toMatchObject({ outcome: 'closed' });
+    // And who had seen it owed before does not make a row for it.
+    expect(await closeEmptyHours(pool, [hour], policy)).toEqual([]);
     expect(await hourhand.hour(hour)).toBeUndefined();
   });
 

@@ -4,6 +4,7 @@
 import { PrismaPg } from '@prisma/adapter-pg';
 import { afterAll, beforeAll, describe, expect, test } from 'vitest';
 import { PrismaClient } from '../src/generated/prisma/client.ts';
+import { listBackfills } from '../src/store/backfills.ts';
 import { allotRun, sizeOf } from '../src/store/cut.ts';
 import type { Pool } from '../src/store/db.ts';
 import { closeEmptyHours, closeHour, owedHours } from '../src/store/ledger.ts';
@@ -192,6 +193,7 @@ describe.each<[string, ...((hourhand: Hourhand) => Promise<unknown>)[]]>([
   test.each<[string, (db: Pool) => Promise<unknown>]>([
     ['which hours are owed', (db) => owedHours(db, 1_000, now)],
     ['how far it has come', (db) => ledgerStatus(db, 20, now)],
+    ['how far the backfills are', (db) => listBackfills(db, 20)],
     ['what a backfill would find', (db) => surveyHours(db, day, 'all')],
   ])('%s is asked of the ledger alone: no call is read', async (_, ask) => {
     const scans = await scansOf(ask);

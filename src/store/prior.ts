@@ -80,11 +80,9 @@ export async function giveBack(db: Db, id: number): Promise<number> {
   await lockRanges(db);
   await db.$executeRaw`lock table "StatHour" in exclusive mode`;
   await handDown(db, id);
-  // Not those that were running when they were asked for: such a run is one of somebody else's.
   await uncover(
     db,
-    Sql.sql`select hour from "BackfillHour" h join "StatHour" l using (hour)
-             where ${isOurs(id)} and not h.covered and h.state is distinct from 'running'`,
+    Sql.sql`select hour from "BackfillHour" h join "StatHour" l using (hour) where ${isOurs(id)} and not h.covered`,
   );
   await db.$executeRaw`delete from "StatHour" l using "BackfillHour" h where l.hour = h.hour and ${isOurs(id)} and h.state is null`;
   await db.$executeRaw`
