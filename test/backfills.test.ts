@@ -589,6 +589,8 @@ test('before it begins, what it would find is told: hours by state, and users', 
   expect(await surveyBackfill(hourhand.pool, range, { only: 'missing' })).toEqual({
     hours: 3,
     byState: { closed: 1, missing: 2 },
+    closed: 1,
+    sealed: 0,
     asked: 2,
     users: 2,
     moreUsers: false,

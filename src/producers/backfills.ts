@@ -2,6 +2,7 @@
 
 import type { Queues } from '../queues/redis.ts';
 import {
+  analyzeHours,
   type BackfillState,
   countHours,
   insertBackfill,
@@ -12,8 +13,8 @@ import {
 } from '../store/backfills.ts';
 import type { Db, Now, Pool } from '../store/db.ts';
 import { closeEmptyHours, type Reason, type RequestedHour, requestHours } from '../store/ledger.ts';
-import { markUser } from '../store/marks.ts';
-import { endBackOff, giveBack, noteFailed, noteHours } from '../store/prior.ts';
+import { endBackOff, markUser } from '../store/marks.ts';
+import { giveBack, noteFailed, noteHours } from '../store/prior.ts';
 import { sealedHours } from '../store/seal.ts';
 import type { Hour } from '../time/hour.ts';
 import type { Range } from '../time/range.ts';
@@ -30,6 +31,8 @@ export interface Request {
 
 /** From where somebody asks who does not say so. */
 const COMMAND_LINE = 'command line';
+/** So many hours that how they are looked up matters. */
+const MANY = 1_000;
 
 /**
  * A backfill: write it down with what its hours were, cover them and ask for them, in the ledger first and in one transaction, then
@@ -55,6 +58,7 @@ export async function backfillHours(
     await countHours(db, id, hours.length);
     return { backfill: Number(id), hours, sealed: await sealedHours(db, range) };
   });
+  if (request.hours.length >= MANY) await analyzeHours(pool);
   await enqueueUnlessEmpty({ pool, queues, policy }, request.hours, now);
   return request;
 }

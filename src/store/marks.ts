@@ -97,3 +97,14 @@ export async function sweepMarks(db: Db, limit: number): Promise<number> {
        where not ${useful} or exists (select from "StatHour" l where l.hour = m.hour and l."sealedAt" is not null)
        limit ${limit}::int))`;
 }
+
+/** Let the hours of a user's backfill that failed be tried at once. */
+export async function endBackOff(db: Db, id: number): Promise<Hour[]> {
+  const rows = await db.$queryRaw<{ hour: Date }[]>`
+    update "StatHour" l set "nextAttemptAt" = null
+      from "Backfill" b
+     where b.id = ${id}::bigint and l.state = 'partial' and strpos(l.error, b."userDid") > 0
+       and l.hour = any(array(select hour from "StatMark" where "backfillId" = ${id}::bigint))
+    returning hour`;
+  return rows.map((row) => hourOf(row.hour)).sort();
+}

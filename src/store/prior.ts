@@ -17,19 +17,17 @@ import { isAsked, type Only } from './survey.ts';
 export async function noteHours(db: Db, id: bigint, { start, end }: Range, only: Only, now?: Now): Promise<Hour[]> {
   await lockRanges(db);
   const ended = Sql.sql`least(${end}::timestamptz, date_trunc('hour', ${instant(now)}, 'UTC'))`;
-  const missing =
-    only === 'partial'
-      ? []
-      : await db.$queryRaw<{ hour: Date }[]>`
-          insert into "StatHour" (hour, state, reason)
-          select hour, 'open', 'backfill' from generate_series(${start}::timestamptz, ${ended} - interval '1 hour', interval '1 hour') as hour
-           order by hour
-          on conflict do nothing returning hour`;
+  if (only !== 'partial') {
+    await db.$executeRaw`
+      insert into "StatHour" (hour, state, reason)
+      select hour, 'open', 'backfill' from generate_series(${start}::timestamptz, ${ended} - interval '1 hour', interval '1 hour') as hour
+       order by hour
+      on conflict do nothing`;
+  }
   const hours = await note(
     db,
     id,
     Sql.sql`l.hour >= ${start}::timestamptz and l.hour < ${ended} and ${isAsked(only)}`,
-    missing.map(({ hour }) => hour),
   );
   await coverAsked(db, id);
   return hours;
@@ -42,23 +40,20 @@ export async function noteFailed(db: Db, id: bigint): Promise<Hour[]> {
     db,
     id,
     Sql.sql`l.state = 'partial' and exists (select from "BackfillHour" h where h."backfillId" = ${id}::bigint and h.hour = l.hour and h.wanted <= l.run)`,
-    [],
   );
 }
 
-async function note(db: Db, id: bigint, which: Sql.Sql, missing: readonly Date[]): Promise<Hour[]> {
+/** A row that this transaction has made itself is none that was there before. */
+async function note(db: Db, id: bigint, which: Sql.Sql): Promise<Hour[]> {
   const rows = await db.$queryRaw<{ hour: Date }[]>`
     with ledger as materialized (
-      select * from "StatHour" l where ${which} and "sealedAt" is null order by hour for update
+      select xmin = pg_current_xact_id()::xid as made, l.* from "StatHour" l where ${which} and "sealedAt" is null order by hour for update
     )
     insert into "BackfillHour" as h ("backfillId", hour, wanted, covered, state, "priorRun", "priorWanted", reason, "requestedBy", attempts,
                                      "nextAttemptAt", error, "priorBackfillId")
-    select ${id}::bigint, hour, run + 1,
-           ${isCovered(Sql.sql`hour`)},
-           case when missing.hour is null then l.state end, run, l.wanted, l.reason, l."requestedBy", l.attempts, l."nextAttemptAt", l.error,
-           l."backfillId"
-      from ledger l left join unnest(${missing}::timestamptz[]) as missing(hour) using (hour)
-     order by hour
+    select ${id}::bigint, hour, run + 1, ${isCovered(Sql.sql`hour`)}, case when not made then state end, run, wanted, reason, "requestedBy",
+           attempts, "nextAttemptAt", error, "backfillId"
+      from ledger order by hour
     on conflict ("backfillId", hour) do update
        set (wanted, covered, state, "priorRun", "priorWanted", reason, "requestedBy", attempts, "nextAttemptAt", error, "priorBackfillId") =
            row (excluded.wanted, excluded.covered, excluded.state, excluded."priorRun", excluded."priorWanted", excluded.reason,
@@ -124,15 +119,4 @@ async function handDown(db: Db, id: number): Promise<void> {
       from "BackfillHour" h
      where h."backfillId" = ${id}::bigint and later.hour = h.hour and later."backfillId" <> h."backfillId"
        and later."priorBackfillId" = h."backfillId" and later."priorRun" = h."priorRun"`;
-}
-
-/** Let the hours of a user's backfill that failed be tried at once. */
-export async function endBackOff(db: Db, id: number): Promise<Hour[]> {
-  const rows = await db.$queryRaw<{ hour: Date }[]>`
-    update "StatHour" l set "nextAttemptAt" = null
-      from "Backfill" b
-     where b.id = ${id}::bigint and l.state = 'partial' and strpos(l.error, b."userDid") > 0
-       and l.hour = any(array(select hour from "StatMark" where "backfillId" = ${id}::bigint))
-    returning hour`;
-  return rows.map((row) => hourOf(row.hour)).sort();
 }

@@ -21,6 +21,8 @@ export interface Survey {
   readonly hours: number;
   /** By the ledger's state; `missing` are those without a row, `sealed` the closed ones that stay as they are. */
   readonly byState: Record<string, number>;
+  readonly closed: number;
+  readonly sealed: number;
   readonly asked: number;
   /** Users with a call in the range; `moreUsers`: at least so many, it was not counted further. */
   readonly users: number;
@@ -35,9 +37,12 @@ export async function surveyBackfill(
 ): Promise<Survey> {
   const found = await surveyHours(db, range, only);
   const sum = (key: 'hours' | 'asked') => found.reduce((sum, line) => sum + line[key], 0);
+  const byState: Record<string, number> = Object.fromEntries(found.map(({ state, hours }) => [state, hours]));
   return {
     hours: sum('hours'),
-    byState: Object.fromEntries(found.map(({ state, hours }) => [state, hours])),
+    byState,
+    closed: byState.closed ?? 0,
+    sealed: byState.sealed ?? 0,
     asked: user === undefined ? sum('asked') : await countHoursOf(db, user, range, now),
     ...(await countUsers(db, range)),
   };
