@@ -105,18 +105,20 @@ export async function backfillUser(
  * @throws {WrongStateError} where it is over
  */
 export async function pauseBackfill({ pool }: { pool: Pool }, id: number, by: string, now?: Now): Promise<boolean> {
-  return change(pool, id, ['running', 'paused'], now, async (db) => settle(db, id, 'paused', by, now));
+  const found = await change(pool, id, ['running', 'paused'], now, (db) => settle(db, id, 'paused', by, now));
+  return found !== undefined;
 }
 
 /** Resume a backfill, and enqueue what is pending of it. As `pauseBackfill` otherwise. */
-export async function resumeBackfill(deps: { pool: Pool; queues: Queues }, id: number, by: string, now?: Now) {
-  let userDid: string | null = null;
-  const found = await change(deps.pool, id, ['running', 'paused'], now, async (db, backfill) => {
-    userDid = backfill.userDid;
-    await settle(db, id, 'running', by, now);
-  });
-  if (found) await enqueuePending(deps, id, userDid, now);
-  return found;
+export async function resumeBackfill(
+  deps: { pool: Pool; queues: Queues },
+  id: number,
+  by: string,
+  now?: Now,
+): Promise<boolean> {
+  const found = await change(deps.pool, id, ['running', 'paused'], now, (db) => settle(db, id, 'running', by, now));
+  if (found) await enqueuePending(deps, id, found, now);
+  return found !== undefined;
 }
 
 /**
@@ -124,10 +126,11 @@ export async function resumeBackfill(deps: { pool: Pool; queues: Queues }, id: n
  * end, what was answered stays. As `pauseBackfill` otherwise.
  */
 export async function cancelBackfill({ pool }: { pool: Pool }, id: number, by: string, now?: Now): Promise<boolean> {
-  return change(pool, id, ['running', 'paused'], now, async (db) => {
+  const found = await change(pool, id, ['running', 'paused'], now, async (db) => {
     await giveBack(db, id);
     await settle(db, id, 'cancelled', by, now);
   });
+  return found !== undefined;
 }
 
 /**
@@ -138,46 +141,46 @@ export async function cancelBackfill({ pool }: { pool: Pool }, id: number, by: s
  * @throws {WrongStateError} where it is paused or cancelled
  */
 export async function retryBackfill(
-  { pool, queues }: { pool: Pool; queues: Queues },
+  deps: { pool: Pool; queues: Queues },
   id: number,
   by: string,
   now?: Now,
 ): Promise<Hour[] | undefined> {
   let hours: Hour[] = [];
-  let requested: RequestedHour[] | undefined;
-  const found = await change(pool, id, ['running', 'finished'], now, async (db, { userDid }) => {
-    if (userDid === null) {
-      hours = await noteFailed(db, BigInt(id));
-      requested = await requestHours(db, hours, { reason: 'backfill', requestedBy: by, backfill: BigInt(id) }, now);
-    } else {
-      hours = await endBackOff(db, id);
-    }
+  const found = await change(deps.pool, id, ['running', 'finished'], now, async (db, { userDid }) => {
+    hours = userDid === null ? await requestFailed(db, BigInt(id), by, now) : await endBackOff(db, id);
     if (hours.length > 0) await settle(db, id, 'running', by, now);
   });
   if (!found) return undefined;
-  if (requested) await enqueueHours(queues, requested);
-  else await enqueueMarks(queues, hours);
+  await enqueuePending(deps, id, found, now);
   return hours;
 }
 
+async function requestFailed(db: Db, id: bigint, by: string, now: Now): Promise<Hour[]> {
+  const hours = await noteFailed(db, id);
+  await requestHours(db, hours, { reason: 'backfill', requestedBy: by, backfill: id }, now);
+  return hours;
+}
+
+/** Do something to a backfill that is in one of these states, in one transaction; `undefined` where there is none of this id. */
 async function change(
   pool: Pool,
   id: number,
   expected: readonly BackfillState[],
   now: Now,
   work: (db: Db, backfill: { userDid: string | null }) => Promise<void>,
-): Promise<boolean> {
+): Promise<{ userDid: string | null } | undefined> {
   return pool.$transaction(async (db) => {
     const found = await lockBackfill(db, id, expected, now);
     if (found) await work(db, found);
-    return found !== undefined;
+    return found;
   });
 }
 
 async function enqueuePending(
   { pool, queues }: { pool: Pool; queues: Queues },
   id: number,
-  userDid: string | null,
+  { userDid }: { userDid: string | null },
   now: Now,
 ): Promise<void> {
   const pending = await pendingHours(pool, id, now);
