@@ -1,9 +1,12 @@
 // What can be set, and what is it set to?
 
 import { existsSync, readFileSync } from 'node:fs';
+import { isIP } from 'node:net';
 import { availableParallelism } from 'node:os';
 import path from 'node:path';
+import proxyAddr from 'proxy-addr';
 import { z } from 'zod';
+import { parseCredentials } from './dashboard/credentials.ts';
 import { ModelCallType } from './generated/prisma/enums.ts';
 import { inTheClear } from './providers/base-url.ts';
 import { checkKept, parseKept } from './time/kept.ts';
@@ -79,6 +82,18 @@ const yesOrNo = z
   .transform((text) => text === 'true')
   .meta({ expected: 'true or false' });
 
+const listed = (text: string) =>
+  text
+    .split(',')
+    .map((one) => one.trim())
+    .filter((one) => one !== '');
+
+const header = z
+  .string()
+  .regex(/^[\w-]{1,100}$/)
+  .toLowerCase()
+  .meta({ expected: "a header's name" });
+
 const GENERATED = ['imageGeneration', 'audioGeneration', 'video'] as const;
 
 /**
@@ -107,11 +122,67 @@ export const environment = {
   ],
   PORT: [whole(0, 65_535), '3000', "The dashboard's port; 0 takes a free one."],
   HOST: [
-    z.enum(['127.0.0.1', 'localhost', '::1']).meta({
-      expected: '127.0.0.1, localhost or ::1: until it can ask who is there, the dashboard serves this machine alone',
-    }),
+    z
+      .string()
+      .refine((text) => isIP(text) > 0 || /^[a-z\d]([a-z\d.-]{0,251}[a-z\d])?$/i.test(text))
+      .meta({ expected: 'an IP address or the name of a host' }),
     '127.0.0.1',
-    "The dashboard's address. Loopback only.",
+    "The dashboard's address. Any other than this machine's own needs `DASHBOARD_CREDENTIALS` or `PROXY_ADDRESSES`.",
+  ],
+  PUBLIC_URL: [
+    z
+      .string()
+      .refine((text) => text === '' || /^https?:\/\/[^/?#@]+\/?$/i.test(text))
+      .refine((text) => text === '' || URL.canParse(text))
+      .meta({ expected: 'a URL such as https://hourhand.example, without a path, or nothing' }),
+    '',
+    'What browsers call the dashboard, where a reverse proxy stands before it: the host and the origin that it answers to. With https its cookies are for https alone.',
+  ],
+  DASHBOARD_CREDENTIALS: [
+    readBy(parseCredentials).meta({
+      expected: 'lines NAME:viewer|operator:HASH, divided by line breaks or ;',
+      secret: true,
+    }),
+    '',
+    'Who may see (viewer) and change (operator): what `hourhand credentials NAME --role …` prints. A hash is of a password, or of a token.',
+  ],
+  DASHBOARD_CREDENTIALS_FILE: [
+    z.string().meta({ expected: 'the path of a file' }),
+    '',
+    'A file of such lines, read when the dashboard starts; both count where both are given.',
+  ],
+  DASHBOARD_SECRET: [
+    z
+      .string()
+      .regex(/^$|^[\x21-\x7e]{32,}$/)
+      .meta({ expected: 'at least 32 printable characters', secret: true }),
+    '',
+    'What sessions and forms are signed with; by default it is derived from the credentials, and ends all sessions when they change.',
+  ],
+  DASHBOARD_SESSION_HOURS: [whole(1, 720), '12', 'Hours without a request after which somebody must sign in again.'],
+  PROXY_ADDRESSES: [
+    readBy((text) => {
+      const addresses = listed(text);
+      try {
+        if (addresses.length > 0) proxyAddr.compile(addresses);
+      } catch {
+        throw new Error(`expected IP addresses or ranges such as 10.0.0.0/8, divided by commas, got "${text}"`);
+      }
+      return addresses;
+    }).meta({ expected: 'IP addresses or ranges such as 10.0.0.0/8, divided by commas' }),
+    '',
+    'Reverse proxies whose word counts of who asks and from where. They must drop those headers of whoever they serve.',
+  ],
+  PROXY_USER_HEADER: [header, 'x-forwarded-user', 'The header in which such a proxy names the user.'],
+  PROXY_GROUPS_HEADER: [
+    header,
+    'x-forwarded-groups',
+    "The header in which it names the user's groups, divided by commas.",
+  ],
+  PROXY_OPERATORS: [
+    z.string().transform(listed).meta({ expected: 'names, divided by commas' }),
+    '',
+    'Users and groups of such a proxy who are operators; its other users are viewers.',
   ],
   LOG_LEVEL: [
     z
@@ -174,7 +245,7 @@ export const environment = {
   CHANGE_HISTORY_DAYS: [
     whole(1, 36_600),
     '400',
-    'Days for which it is kept what changed in an hour after it had closed, and why.',
+    'Days for which it is kept what changed in an hour after it had closed, and why; and what was changed by hand, and by whom.',
   ],
   STALE_MODEL_CALL_TIMEOUT_MINUTES: [
     whole(1, MAX_MINUTES),
