@@ -339,7 +339,8 @@ type Change = Pick<Action, 'what' | 'subject' | 'detail'>;
 
 /** For what needs no Redis. */
 async function withAccount(config: Config, change: Change, work: () => Promise<number>): Promise<number> {
-  const { connect } = await import('./store/db.ts');
+  const [{ connect }, { connectClient }] = await Promise.all([import('./store/db.ts'), import('./store/client.ts')]);
+  await (await connectClient(config.DATABASE_URL, change.what)).end(); // or it says in words why not
   const pool = connect(config.DATABASE_URL, { connections: 1, onError: () => {} });
   try {
     return await accounted(pool, change, work);

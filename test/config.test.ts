@@ -8,6 +8,9 @@ const servers = {
   REDIS_URL: 'rediss://:pw-of-redis@redis.example:6380/2',
 };
 
+const PASSWORD = `$2b$12$${'a'.repeat(53)}`;
+const TOKEN = `sha256:${'0'.repeat(64)}`;
+
 test('with both servers given, everything else has a default', () => {
   const { WORKER_CONCURRENCY, ...config } = readConfig(servers);
   expect(config).toEqual({
@@ -16,6 +19,15 @@ test('with both servers given, everything else has a default', () => {
     REDIS_PREFIX: '{hourhand}',
     PORT: 3000,
     HOST: '127.0.0.1',
+    PUBLIC_URL: '',
+    DASHBOARD_CREDENTIALS: [],
+    DASHBOARD_CREDENTIALS_FILE: '',
+    DASHBOARD_SECRET: '',
+    DASHBOARD_SESSION_HOURS: 12,
+    PROXY_ADDRESSES: [],
+    PROXY_USER_HEADER: 'x-forwarded-user',
+    PROXY_GROUPS_HEADER: 'x-forwarded-groups',
+    PROXY_OPERATORS: [],
     LOG_LEVEL: 'info',
     MODEL_CALL_STATS_CRON_TIME: '0 1 * * * *',
     FANOUT_MAX_USER_JOBS: 64,
@@ -59,7 +71,16 @@ test('every variable is read, and read as what it is', () => {
       REDIS_CLUSTER: 'true',
       REDIS_PREFIX: '{calls-2.eu}',
       PORT: '0',
-      HOST: '::1',
+      HOST: '0.0.0.0',
+      PUBLIC_URL: 'https://hourhand.example',
+      DASHBOARD_CREDENTIALS: `# people\nada:operator:${PASSWORD}; ;bot:viewer:${TOKEN}`,
+      DASHBOARD_CREDENTIALS_FILE: '/run/secrets/hourhand',
+      DASHBOARD_SECRET: 'x'.repeat(32),
+      DASHBOARD_SESSION_HOURS: '1',
+      PROXY_ADDRESSES: '10.0.0.0/8, ::1',
+      PROXY_USER_HEADER: 'X-Auth-Request-User',
+      PROXY_GROUPS_HEADER: 'Remote-Groups',
+      PROXY_OPERATORS: 'ada@acme.example, on-call',
       LOG_LEVEL: 'silent',
       WORKER_CONCURRENCY: '64',
       MODEL_CALL_STATS_CRON_TIME: ' off ',
@@ -99,7 +120,19 @@ test('every variable is read, and read as what it is', () => {
     REDIS_CLUSTER: true,
     REDIS_PREFIX: '{calls-2.eu}',
     PORT: 0,
-    HOST: '::1',
+    HOST: '0.0.0.0',
+    PUBLIC_URL: 'https://hourhand.example',
+    DASHBOARD_CREDENTIALS: [
+      { name: 'ada', role: 'operator', hash: PASSWORD },
+      { name: 'bot', role: 'viewer', hash: TOKEN },
+    ],
+    DASHBOARD_CREDENTIALS_FILE: '/run/secrets/hourhand',
+    DASHBOARD_SECRET: 'x'.repeat(32),
+    DASHBOARD_SESSION_HOURS: 1,
+    PROXY_ADDRESSES: ['10.0.0.0/8', '::1'],
+    PROXY_USER_HEADER: 'x-auth-request-user',
+    PROXY_GROUPS_HEADER: 'remote-groups',
+    PROXY_OPERATORS: ['ada@acme.example', 'on-call'],
     LOG_LEVEL: 'silent',
     WORKER_CONCURRENCY: 64,
     MODEL_CALL_STATS_CRON_TIME: 'off',
@@ -223,6 +256,20 @@ describe('a wrong variable is named, with what was expected and what was found',
     ['MODEL_PROBE_GENERATE', 'image', 'expected off, or some of imageGeneration,audioGeneration,video, got "image"'],
     ['MODEL_HISTORY_DAYS', '30', 'expected a whole number from 31 to 3660, got "30"'],
     ['MODEL_WEBHOOK_URL', 'ftp://hooks.example', 'expected a URL that begins with https://, got (not shown)'],
+    ['HOST', 'two words', 'expected an IP address or the name of a host, got "two words"'],
+    [
+      'PUBLIC_URL',
+      'https://hourhand.example/path',
+      'expected a URL such as https://hourhand.example, without a path, or nothing, got "https://hourhand.example/path"',
+    ],
+    ['DASHBOARD_SECRET', 'short', 'expected at least 32 printable characters, got (not shown)'],
+    ['DASHBOARD_SESSION_HOURS', '0', 'expected a whole number from 1 to 720, got "0"'],
+    [
+      'PROXY_ADDRESSES',
+      'proxy.example',
+      'expected IP addresses or ranges such as 10.0.0.0/8, divided by commas, got "proxy.example"',
+    ],
+    ['PROXY_USER_HEADER', 'a: b', 'expected a header\'s name, got "a: b"'],
     ['MODEL_WEBHOOK_SECRET', 'short', 'expected at least 16 printable characters, got (not shown)'],
     ['PARTIAL_BACKOFF_MAX_SECONDS', '0', 'expected a whole number from 1 to 86400, got "0"'],
   ])('%s=%s', (name, value, says) => {
@@ -235,9 +282,15 @@ describe('a wrong variable is named, with what was expected and what was found',
     );
   });
 
-  test('a public address is refused with the reason', () => {
-    expect(problems({ ...servers, HOST: '0.0.0.0' })).toMatch(
-      /^HOST: expected 127\.0\.0\.1, localhost or ::1: .*, got "0\.0\.0\.0"$/,
+  test.each([
+    ['no role', 'ada', 'viewer or operator after the name'],
+    ['another role', `ada:admin:${PASSWORD}`, 'viewer or operator after the name'],
+    ['a password that nobody hashed', 'ada:operator:hunter2', 'NAME:ROLE:HASH with a hash of bcrypt or sha256:'],
+    ['no name', `:operator:${PASSWORD}`, 'a name of at most 100 letters, digits and . _ @ + -'],
+    ['a name twice', `bob:viewer:${TOKEN}`, 'a name that is not there already'],
+  ])('a credential with %s is refused by the number of its line, and never shown', (_, line, says) => {
+    expect(problems({ ...servers, DASHBOARD_CREDENTIALS: `bob:viewer:${TOKEN};\n${line}` })).toBe(
+      `DASHBOARD_CREDENTIALS: expected ${says} in line 3, got another (not shown)`,
     );
   });
 });

@@ -14,7 +14,7 @@ import { openQueues, producerConnection, untilReady, workerConnection } from '..
 import { connect } from '../src/store/db.ts';
 import { giveProviders } from '../src/store/models.ts';
 import { deployOf } from '../src/store/schedules.ts';
-import { askAt, everythingOf, WRITES } from './support/board.ts';
+import { askAt, everythingOf, ownHeaders, WRITES } from './support/board.ts';
 import { type Hourhand, startHourhand, until } from './support/hourhand.ts';
 
 /** The contract: every change that the board may make. */
@@ -34,12 +34,14 @@ const MAY = [
 let hourhand: Hourhand;
 let dashboard: { url: string; close(): Promise<void> };
 let port: number;
+let pageHeaders: Record<string, string>;
 let jobs: { failed: Job; waiting: Job; delayed: Job };
 
 beforeAll(async () => {
   hourhand = await startHourhand();
   dashboard = await startDashboard(hourhand);
   port = Number(new URL(dashboard.url).port);
+  pageHeaders = await ownHeaders(port);
 });
 
 afterAll(async () => {
@@ -77,7 +79,7 @@ const ask = (method: string, path: string, headers?: Record<string, string>, bod
   askAt(port, method, path, headers, body);
 
 /** What the board's own page sends. */
-const own = () => ({ Origin: dashboard.url, 'Sec-Fetch-Site': 'same-origin' });
+const own = () => pageHeaders;
 const json = { 'Content-Type': 'application/json' };
 
 function pathOf(route: string): string {
@@ -415,15 +417,28 @@ describe('what an answer says', () => {
     expect(await jobs.failed.getState()).toBe('failed');
   });
 
-  test("helmet's headers stand, and nothing may be loaded from another machine", async () => {
-    for (const path of ['/queues', '/queues/api/queues', '/healthz', '/elsewhere']) {
+  test("helmet's headers stand, and nothing may be loaded from another machine, nor by Bull Board alone from its page", async () => {
+    for (const path of ['/queues', '/queues/api/queues', '/healthz', '/elsewhere', '/sign-in']) {
       const { headers, text } = await ask('get', path);
-      expect(headers).toMatchObject({ 'x-content-type-options': 'nosniff', 'x-frame-options': 'SAMEORIGIN' });
-      expect(headers['content-security-policy']).toMatch(/default-src 'self'.*script-src 'self';/);
-      expect(headers['content-security-policy']).not.toMatch(/https:|upgrade-insecure-requests|unsafe-eval/);
+      expect(headers).toMatchObject({
+        'x-content-type-options': 'nosniff',
+        'x-frame-options': 'DENY',
+        'cache-control': 'no-store',
+      });
+      const csp = `${headers['content-security-policy']}`;
+      const board = path.startsWith('/queues');
+      expect(csp).toMatch(
+        board ? /^default-src 'self';script-src 'self';/ : /^default-src 'none';script-src 'self';/,
+      );
+      expect(csp).toContain("form-action 'self'");
+      expect(csp).toContain("frame-ancestors 'none'");
+      expect(csp).not.toMatch(/https:|upgrade-insecure-requests|unsafe-eval/);
+      expect(csp.includes('unsafe-inline')).toBe(board);
       expect(headers['x-powered-by']).toBeUndefined();
       expect(text).not.toContain('googleapis');
     }
+    const asset = (await ask('get', '/queues')).text.match(/static\/[^"]+\.js/)?.[0];
+    expect((await ask('get', `/queues/${asset}`)).headers['cache-control']).not.toContain('no-store');
   });
 
   test('the page says when its data is a sample', async () => {
