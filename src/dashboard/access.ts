@@ -107,7 +107,11 @@ export function access(policy: AccessPolicy, sessions: Sessions | undefined): Ac
     next();
   };
   const giveToken: RequestHandler = (req, res, next) => {
-    res.locals.csrfToken = () => csrf.generateCsrfToken(req, res, { cookieOptions: cookieFor(secure(req)) });
+    let token: string | undefined; // one for each answer: another one would set the cookie again
+    res.locals.csrfToken = () => {
+      token ??= csrf.generateCsrfToken(req, res, { cookieOptions: cookieFor(secure(req)) });
+      return token;
+    };
     if (req.method === 'GET' && !FETCHED.test(req.path)) res.locals.csrfToken();
     next();
   };
