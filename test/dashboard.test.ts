@@ -3,10 +3,11 @@
 import { existsSync } from 'node:fs';
 import { Agent, createServer, request } from 'node:http';
 import net from 'node:net';
+import { hashSync } from 'bcryptjs';
 import { type Job, type Queue, Worker } from 'bullmq';
 import { type Browser, chromium, type Page } from 'playwright-core';
 import { afterAll, afterEach, beforeAll, beforeEach, describe, expect, test, vi } from 'vitest';
-import { version } from '../src/config.ts';
+import { readConfig, version } from '../src/config.ts';
 import type { Connections } from '../src/connections.ts';
 import { startDashboard } from '../src/dashboard/server.ts';
 import { ensureScheduler, wishes } from '../src/producers/schedules.ts';
@@ -684,6 +685,57 @@ describe.skipIf(!there)(there ? 'in a browser' : `in a browser (SKIPPED: ${CHROM
     await page.getByText('hourhand decides everything else.').waitFor();
     expect(await everything()).toEqual(before);
     await page.close();
+  });
+
+  test('somebody signs in, changes something with the buttons, and signs out', async () => {
+    const { DASHBOARD_CREDENTIALS } = readConfig({
+      ...hourhand.environment,
+      DASHBOARD_CREDENTIALS: `otto:operator:${hashSync('may-change-2', 4)};vera:viewer:${hashSync('only-looks-1', 4)}`,
+    });
+    const known = await startDashboard({ ...hourhand, config: { ...hourhand.config, DASHBOARD_CREDENTIALS } });
+    const context = await browser.newContext();
+    const page = await context.newPage();
+    const errors: string[] = [];
+    page.on('console', (message) => message.type() === 'error' && errors.push(message.text()));
+    page.on('pageerror', (error) => errors.push(String(error)));
+    const signIn = async (name: string, password: string) => {
+      await page.getByLabel('Name').fill(name);
+      await page.getByLabel('Password').fill(password);
+      await page.getByRole('button', { name: 'Sign in' }).click();
+    };
+    try {
+      await page.goto(`${known.url}/queues/queue/stats-hour`);
+      expect(new URL(page.url()).pathname).toBe('/sign-in');
+      await signIn('otto', 'may-change-2');
+      await page.waitForURL(`${known.url}/queues/queue/stats-hour`);
+      await page.locator('main > button, main div > button').first().click();
+      await page.getByRole('menuitem', { name: 'Pause' }).click();
+      await page.getByRole('button', { name: 'Confirm' }).click();
+      await until(
+        () => hourhand.queues.hours.isPaused(),
+        (paused) => paused,
+      );
+      const { httpOnly, sameSite } = (await context.cookies()).find(({ name }) => name === 'hourhand.sid') ?? {};
+      expect({ httpOnly, sameSite }).toEqual({ httpOnly: true, sameSite: 'Strict' });
+      await page.evaluate(() => {
+        const form = Object.assign(document.createElement('form'), { method: 'post', action: '/sign-out' });
+        const value = document.cookie.replace(/.*XSRF-TOKEN=([^;]*).*/, '$1');
+        form.append(Object.assign(document.createElement('input'), { name: '_csrf', value }));
+        document.body.append(form);
+        form.submit();
+      });
+      await page.waitForURL(`${known.url}/sign-in`);
+      await page.goto(`${known.url}/queues/queue/stats-hour`);
+      await signIn('vera', 'only-looks-1');
+      await page.waitForURL(`${known.url}/queues/queue/stats-hour`);
+      await page.getByRole('link', { name: /^FAILED/ }).click();
+      await page.getByRole('link', { name: 'hour 2026-08-20T13' }).waitFor();
+      expect(await page.locator('main li button').count()).toBe(0); // a viewer is shown no button that changes
+      expect(errors).toEqual([]);
+    } finally {
+      await context.close();
+      await known.close();
+    }
   });
 
   test('a page of another site, open in the same browser, adds nothing and reads nothing', async () => {

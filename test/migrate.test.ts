@@ -24,6 +24,7 @@ test('an empty database gets all of them, in order, and each is said as it is do
   expect(said).toEqual(ours);
   expect(await database.tables()).toEqual(
     [
+      'DashboardSession',
       'ModelCall',
       'ModelCallStat',
       'ModelCheck',
@@ -31,6 +32,7 @@ test('an empty database gets all of them, in order, and each is said as it is do
       'ModelProvider',
       'ModelStatus',
       'ModelTransition',
+      'OperatorAction',
       'StaleBatch',
       'StatChange',
       'StatHour',

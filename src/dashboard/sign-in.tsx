@@ -74,6 +74,10 @@ export function signIn(
     res.redirect(303, '/sign-in');
   });
 
+  // Browsers ask for one by themselves.
+  router.get('/favicon.ico', (_req, res) => {
+    res.status(204).end();
+  });
   router.get('/sign-in.css', (_req, res) => {
     res.type('css').send(STYLE);
   });
