@@ -13,19 +13,22 @@ const LIMIT_MS = 2_000;
 
 type Finding = { ok: boolean; expected: string; found: string };
 
+/** `/healthz` answers for as long as the process lives, and asks nobody: not even who asks. */
+export function alive(version: string): Router {
+  return Router().get('/healthz', (_req, res) => {
+    res.json({ status: 'ok', version });
+  });
+}
+
 /**
- * `/healthz` answers for as long as the process lives, and asks nobody. `/readyz` asks Redis, PostgreSQL and the
- * schedulers each time, all at once and for two seconds at most: 200 when each is as it must be, else 503; in either case
- * what was expected and what was found, which is told to those alone who are known.
+ * `/readyz` asks Redis, PostgreSQL and the schedulers each time, all at once and for two seconds at most: 200 when each is as it must
+ * be, else 503; in either case what was expected and what was found, which is told to those alone who are known.
  */
-export function health(
+export function readiness(
   { config, pool, redis, queues }: Connections,
   { version, migrations }: { version: string; migrations: string },
 ): Router {
   const router = Router();
-  router.get('/healthz', (_req, res) => {
-    res.json({ status: 'ok', version });
-  });
   router.get('/readyz', async (_req, res) => {
     const checks = await Promise.all([
       check('redis', 'an answer within 2 s', async () => {

@@ -17,7 +17,7 @@ import { type Answer, board } from './board.ts';
 import { onlyAllowedWrites, refuseWrites } from './board-writes.ts';
 import { isPerson, readCredentials } from './credentials.ts';
 import { boundedUrl, fromOurPages } from './guard.ts';
-import { health } from './health.ts';
+import { alive, readiness } from './health.ts';
 import { models } from './models.ts';
 import { openSessions, type Sessions } from './sessions.ts';
 import { signIn } from './sign-in.tsx';
@@ -131,8 +131,9 @@ function dashboard(
     .use(headers)
     .use(boundedUrl)
     .use(fromOurPages({ loopback: LOOPBACK.test(config.HOST), publicUrl: config.PUBLIC_URL }))
+    .use(alive(version))
     .use(...whoIsThere)
-    .use(health(connections, { version, migrations }))
+    .use(readiness(connections, { version, migrations }))
     .use(express.urlencoded({ extended: false, limit: '16kb', parameterLimit: 50 }))
     .use(noForgery)
     .use(signIn(connections, { credentials: policy.credentials, sessions }))

@@ -58,7 +58,7 @@ export function openSessions(
       sameSite: 'strict',
       path: '/',
       maxAge: hours * 3_600_000,
-      secure: https ? true : 'auto',
+      secure: 'auto',
     },
   });
   return {
