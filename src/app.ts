@@ -29,7 +29,20 @@ const PATIENCE_MS = 5_000;
 
 /** One worker process. */
 export async function runWorker(config: Config): Promise<number> {
-  return untilSignal(config, async (connections) => [await startWorker(connections)]);
+  return untilSignal(config, async (connections) => {
+    if (config.METRICS_PORT === undefined) return [await startWorker(connections)];
+    const [{ openMetrics }, { serveMetrics }] = await Promise.all([
+      import('./metrics.ts'),
+      import('./worker-metrics.ts'),
+    ]);
+    const metrics = openMetrics();
+    const served = await serveMetrics(connections, metrics);
+    const worker = await startWorker(connections, process.env, metrics).catch(async (error: unknown) => {
+      await served.close();
+      throw error;
+    });
+    return [{ stop: served.close }, worker];
+  });
 }
 
 /** The web server alone. */
@@ -52,11 +65,16 @@ export async function runUp(config: Config, sample?: string): Promise<number> {
   for (const name of applied) say(`migration ${name} applied`);
   return untilSignal(config, async (connections) => {
     const loaded = sample && config.privateDatabase ? await sampleInto(connections, path.resolve(sample)) : undefined;
-    const { startDashboard } = await import('./dashboard/server.ts');
+    const [{ startDashboard }, { openMetrics }] = await Promise.all([
+      import('./dashboard/server.ts'),
+      import('./metrics.ts'),
+    ]);
+    const metrics = openMetrics();
     const dashboard = await startDashboard(connections, {
       sample: config.privateDatabase && (await holdsSample(connections.pool)),
+      metrics,
     });
-    const worker = await startWorker(connections).catch(async (error: unknown) => {
+    const worker = await startWorker(connections, process.env, metrics).catch(async (error: unknown) => {
       await dashboard.close();
       throw error;
     });

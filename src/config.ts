@@ -113,6 +113,43 @@ export const environment = {
     '127.0.0.1',
     "The dashboard's address. Loopback only.",
   ],
+  METRICS_PORT: [
+    z
+      .union([z.literal('').transform(() => undefined), whole(0, 65_535)])
+      .meta({ expected: 'a whole number from 0 to 65535, or nothing' }),
+    '',
+    'Where `hourhand worker` serves its own `/metrics`; 0 takes a free port, nothing serves none. Those of the dashboard are on `PORT`.',
+  ],
+  METRICS_HOST: [
+    z
+      .string()
+      .regex(/^[\w.:-]+$/)
+      .meta({ expected: 'an address of this machine' }),
+    '127.0.0.1',
+    'The address of that port. Other than loopback only with `METRICS_TOKEN`.',
+  ],
+  METRICS_TOKEN: [
+    z
+      .string()
+      .regex(/^$|^[\x21-\x7e]{16,}$/)
+      .meta({ expected: 'at least 16 printable characters', secret: true }),
+    '',
+    'The bearer token that is asked for at that port.',
+  ],
+  OTEL_EXPORTER_OTLP_ENDPOINT: [
+    z
+      .union([z.literal(''), url('http:', 'https:')])
+      .meta({ expected: 'a URL that begins with http:// or https://', secret: true }),
+    '',
+    'The collector that jobs are traced to, by OTLP over HTTP, at its `/v1/traces`; nothing: no traces. `OTEL_SERVICE_NAME`, `OTEL_RESOURCE_ATTRIBUTES`, `OTEL_EXPORTER_OTLP_HEADERS` and `OTEL_TRACES_SAMPLER` are as OpenTelemetry means them.',
+  ],
+  OTEL_EXPORTER_OTLP_TRACES_ENDPOINT: [
+    z
+      .union([z.literal(''), url('http:', 'https:')])
+      .meta({ expected: 'a URL that begins with http:// or https://', secret: true }),
+    '',
+    "The same as the whole URL of the collector's traces.",
+  ],
   LOG_LEVEL: [
     z
       .enum(['fatal', 'error', 'warn', 'info', 'debug', 'trace', 'silent'])
@@ -316,7 +353,7 @@ export function readConfig(env: NodeJS.ProcessEnv = process.env): Config {
   if (problems.length > 0) throw new ConfigError(problems.join('\n'));
   // Each name was parsed by its own schema just above.
   const parsed = Object.fromEntries(values) as Parsed;
-  const wrong = redisProblem(parsed) ?? webhookProblem(parsed) ?? retainProblem(parsed);
+  const wrong = redisProblem(parsed) ?? webhookProblem(parsed) ?? retainProblem(parsed) ?? metricsProblem(parsed);
   if (wrong) throw new ConfigError(wrong);
   const privateDatabase = !env.DATABASE_URL || env.DATABASE_URL === servers.databaseUrl;
   return {
@@ -337,6 +374,15 @@ function redisProblem({ REDIS_CLUSTER, REDIS_URL }: Parsed): string | undefined 
   }
   if (!REDIS_CLUSTER || /^\/?0?$/.test(pathname)) return undefined;
   return 'REDIS_URL: expected no database beside REDIS_CLUSTER=true, for a cluster has 0 alone, got another (not shown)';
+}
+
+function metricsProblem({
+  METRICS_HOST: host,
+  METRICS_PORT: port,
+  METRICS_TOKEN: token,
+}: Parsed): string | undefined {
+  if (port === undefined || token !== '' || ['127.0.0.1', 'localhost', '::1'].includes(host)) return undefined;
+  return 'METRICS_TOKEN: expected at least 16 printable characters where METRICS_HOST is not 127.0.0.1, localhost or ::1, got none';
 }
 
 function webhookProblem({

@@ -3,6 +3,7 @@
 import { setTimeout as sleep } from 'node:timers/promises';
 import { type Config, version } from './config.ts';
 import { type Connections, quiet, redisAddress } from './connections.ts';
+import type { Metrics } from './metrics.ts';
 import { announceTransitionProcessor, type WebhookTarget } from './processors/announce-transition.ts';
 import { askForProcessor } from './processors/ask-for.ts';
 import { auditHoursProcessor } from './processors/audit-hours.ts';
@@ -42,12 +43,14 @@ const DRAIN_MS = 4_000;
  * and what is owed. Any number of such processes may run: each looks when it starts, then one of them for all.
  *
  * @param env where the providers' keys are looked up by their names
+ * @param metrics where what is counted is also served
  */
 export async function startWorker(
   connections: Connections,
   env: NodeJS.ProcessEnv = process.env,
+  metrics?: Metrics,
 ): Promise<{ stop(): Promise<void> }> {
-  const { config, log, pool, redis, queues, policy, stalePolicy, auditPolicy, kept } = connections;
+  const { config, log, pool, redis, queues, policy, stalePolicy, auditPolicy, kept, traces } = connections;
   const onError = quiet(log);
   const found = await maxmemoryPolicy(redis);
   if (found !== 'noeviction') {
@@ -57,7 +60,7 @@ export async function startWorker(
   const deploy = await deployOf(pool, version);
   // Opened once nothing can fail any more that would leave it open.
   const connection = workerConnection(redisAddress(config), onError('Redis'));
-  const work = queueWorkers({ config, log, connection });
+  const work = queueWorkers({ config, log, connection, telemetryOf: traces?.of, metrics });
   const deps = { pool, queues, policy };
   const keepAhead = partitionKeeper(connections);
   const ensure = async () => {

@@ -3,7 +3,7 @@
 import Table from 'cli-table3';
 import type { Connections } from '../connections.ts';
 import { inspectScheduler, wishes } from '../producers/schedules.ts';
-import { workersOn } from '../queues/redis.ts';
+import { depthsOf, workersOn } from '../queues/redis.ts';
 import { auditStatus } from '../store/audit.ts';
 import { hasStrays, layoutOf } from '../store/partitions.ts';
 import { ledgerStatus } from '../store/progress.ts';
@@ -20,20 +20,6 @@ export async function gatherStatus({ pool, queues, config }: Connections) {
   const layout = await layoutOf(pool);
   const strays = layout.kind === 'ours' && (await hasStrays(pool));
   const schedulers = await Promise.all(wishes(queues, config).map((wish) => inspectScheduler(pool, wish)));
-  const counts = await Promise.all(
-    Object.values(queues).map(async (queue) => ({
-      queue: queue.name as string,
-      paused: (await queue.isPaused()) as boolean,
-      ...((await queue.getJobCounts(
-        'waiting',
-        'prioritized',
-        'active',
-        'delayed',
-        'waiting-children',
-        'failed',
-      )) as Record<string, number>),
-    })),
-  );
   const workers = (await workersOn(queues.hours)) ?? null;
   return {
     now: ledger.now,
@@ -46,7 +32,7 @@ export async function gatherStatus({ pool, queues, config }: Connections) {
     audit,
     layout: layout.kind === 'ours' ? { ...layout, strays } : layout,
     schedulers,
-    queues: counts,
+    queues: await depthsOf(queues),
     workers,
   };
 }

@@ -1,44 +1,50 @@
 // What does the dashboard answer, and where?
 
-import { once } from 'node:events';
-import { createServer, type Server } from 'node:http';
-import type { AddressInfo } from 'node:net';
+import { createServer } from 'node:http';
 import express, { type ErrorRequestHandler, type Express } from 'express';
 import helmet from 'helmet';
-import { type Config, migrations, version } from '../config.ts';
+import { migrations, version } from '../config.ts';
 import type { Connections } from '../connections.ts';
+import { close, listen } from '../listen.ts';
 import type { Logger } from '../logger.ts';
+import { type Metrics, openMetrics } from '../metrics.ts';
 import { reasonOf } from '../store/db.ts';
 import { type Answer, board } from './board.ts';
+import { countDeduplicated } from './deduplicated.ts';
 import { fromThisMachine, onlyAllowedWrites, refuseWrites } from './guard.ts';
 import { health } from './health.ts';
+import { metrics as scraped } from './metrics.ts';
 import { models } from './models.ts';
 
 const QUEUES = '/queues';
-/** What `close` waits for answers under way. */
-const DRAIN_MS = 500;
 
 /**
- * Serve Bull Board, `/api/models`, `/healthz` and `/readyz` on this machine until `close`, which takes no longer than about half a
+ * Serve Bull Board, `/api/models`, `/metrics`, `/healthz` and `/readyz` on this machine until `close`, which takes no longer than about half a
  * second, whoever is still connected.
  *
  * @param sample the calls are the sample that `npm start` loaded, and the pages say so
+ * @param metrics what this process counts, where it also works
  * @throws {Error} naming PORT or HOST when nobody can listen there
  */
 export async function startDashboard(
   connections: Connections,
-  { sample = false }: { sample?: boolean } = {},
+  { sample = false, metrics = openMetrics() }: { sample?: boolean; metrics?: Metrics } = {},
 ): Promise<{ url: string; close(): Promise<void> }> {
   const { config, log } = connections;
-  const server = createServer(dashboard(connections, sample));
-  await listen(server, config);
-  const { port } = server.address() as AddressInfo; // a server that listens on a port has such an address
-  const url = `http://${config.HOST === '::1' ? '[::1]' : config.HOST}:${port}`;
+  const server = createServer(dashboard(connections, metrics, sample));
+  const url = await listen(server, { host: config.HOST, port: config.PORT, names: { host: 'HOST', port: 'PORT' } });
+  const deduplicated = countDeduplicated(connections, metrics.registry);
   log.info({ url }, 'dashboard started');
-  return { url, close: () => close(server) };
+  return {
+    url,
+    async close() {
+      deduplicated.close();
+      await close(server);
+    },
+  };
 }
 
-function dashboard(connections: Connections, sample: boolean): Express {
+function dashboard(connections: Connections, { registry }: Metrics, sample: boolean): Express {
   const { log, queues } = connections;
   const answerTo = answers(log);
   const onError: ErrorRequestHandler = (error, _req, res, next) => {
@@ -50,12 +56,15 @@ function dashboard(connections: Connections, sample: boolean): Express {
     .use(helmet({ contentSecurityPolicy: { directives } }))
     .use(fromThisMachine)
     .use(health(connections, { version, migrations }))
+    .use(scraped(connections, registry))
     .use(models(connections))
     .get('/', (_req, res) => res.redirect(QUEUES))
     .use(QUEUES, onlyAllowedWrites(connections), board(queues, { path: QUEUES, sample, answerTo }))
     .use(refuseWrites)
     .use((_req, res) => {
-      res.status(404).json({ error: 'Not found', message: `There is ${QUEUES}, /api/models, /healthz and /readyz.` });
+      res
+        .status(404)
+        .json({ error: 'Not found', message: `There is ${QUEUES}, /api/models, /metrics, /healthz and /readyz.` });
     })
     .use(onError);
 }
@@ -72,25 +81,4 @@ function answers(log: Logger): (error: unknown) => Answer {
     if (status === 500) log.warn({ reason: message }, 'dashboard could not answer');
     return { status, body: { error: status === 500 ? 'hourhand could not do this' : 'Bad request', message } };
   };
-}
-
-async function listen(server: Server, { HOST, PORT }: Config): Promise<void> {
-  try {
-    await once(server.listen(PORT, HOST), 'listening');
-  } catch (cause) {
-    throw new Error(whyNot(cause as NodeJS.ErrnoException, HOST, PORT), { cause }); // listen fails with a system error
-  }
-}
-
-function whyNot({ code, message }: NodeJS.ErrnoException, host: string, port: number): string {
-  if (code === 'EADDRINUSE') return `PORT ${port} is taken on ${host}: free it, or set PORT to another (0 takes any)`;
-  if (code === 'EACCES') return `PORT ${port} is not open to this user on ${host}: set PORT to 1024 or more`;
-  if (code === 'EADDRNOTAVAIL') return `HOST ${host} is no address of this machine: set HOST to 127.0.0.1`;
-  return `PORT ${port} on ${host}: ${message}`;
-}
-
-async function close(server: Server): Promise<void> {
-  const timer = setTimeout(() => server.closeAllConnections(), DRAIN_MS);
-  await new Promise((resolve) => server.close(resolve));
-  clearTimeout(timer);
 }

@@ -78,6 +78,29 @@ export async function ledgerStatus(db: Db, limit: number, now?: Now): Promise<Le
   return { ...row, unsettled: unsettled.map((line) => ({ ...line, hour: hourOf(line.hour) })) };
 }
 
+export interface HourFigures {
+  running: number;
+  partial: number;
+  /** Published, and to run once more when older transactions have ended. */
+  provisional: number;
+  /** Found by an audit to differ from their calls, and not rolled up since. */
+  differing: number;
+  /** Seconds from the start to the close of the hours that were fanned out and closed in the last 24 hours: their 50th, 95th and 99th percentile. */
+  durations: [number, number, number] | null;
+}
+
+/** The hours of the ledger, counted. */
+export async function hourFigures(db: Db, now?: Now): Promise<HourFigures> {
+  const [figures] = await db.$queryRaw<[HourFigures]>`
+    select count(*) filter (where state = 'running')::int as running, count(*) filter (where state = 'partial')::int as partial,
+           count(*) filter (where state = 'closed' and fence is distinct from 0 and "sealedAt" is null)::int as provisional,
+           count(*) filter (where "auditFound" is not null and (state = 'closed' and "closedAt" > "auditedAt") is not true)::int as differing,
+           percentile_cont(array[0.5, 0.95, 0.99]) within group (order by extract(epoch from "closedAt" - "startedAt")::float8)
+             filter (where "closedAt" > greatest("startedAt", ${instant(now)} - interval '24 hours')) as durations
+      from "StatHour"`;
+  return figures;
+}
+
 /** The ledger's lines of a range, oldest first. */
 export async function hourLines(db: Db, { start, end }: Range) {
   const rows = await db.$queryRaw<{ hour: Date; state: string; users: number | null; calls: bigint | null }[]>`
