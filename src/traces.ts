@@ -71,10 +71,7 @@ export function startTraces(url: string, version: string, onError: (error: Error
  */
 function beginning({ tracer, contextManager }: Telemetry<Context>): Telemetry<Context> {
   return {
-    tracer: {
-      startSpan: (name, options, parent) =>
-        tracer.startSpan(name, options, options?.kind === SpanKind.CONSUMER ? ROOT_CONTEXT : parent),
-    },
+    tracer,
     contextManager: {
       with: (context, call) => contextManager.with(context, call),
       active: () => contextManager.active(),
