@@ -6,6 +6,7 @@ import type { Config } from './config.ts';
 import { close, listen } from './listen.ts';
 import type { Logger } from './logger.ts';
 import type { Metrics } from './metrics.ts';
+import { reasonOf } from './store/db.ts';
 
 /**
  * Serve `/metrics`, and nothing else, to whoever knows `METRICS_TOKEN`; where there is none, to this machine.
@@ -25,7 +26,11 @@ export async function serveMetrics(
     if (token !== '' && !isBearer(headers.authorization, token)) {
       return say(401, 'expected the bearer token METRICS_TOKEN\n', { 'WWW-Authenticate': 'Bearer' });
     }
-    say(200, await registry.metrics(), { 'Content-Type': registry.contentType });
+    try {
+      say(200, await registry.metrics(), { 'Content-Type': registry.contentType });
+    } catch (error) {
+      say(500, `${reasonOf(error)}\n`);
+    }
   });
   const names = { host: 'METRICS_HOST', port: 'METRICS_PORT' };
   const url = `${await listen(server, { host, port, names })}/metrics`;

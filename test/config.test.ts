@@ -64,6 +64,11 @@ test('every variable is read, and read as what it is', () => {
       REDIS_PREFIX: '{calls-2.eu}',
       PORT: '0',
       HOST: '::1',
+      METRICS_PORT: '9464',
+      METRICS_HOST: '0.0.0.0',
+      METRICS_TOKEN: '0123456789abcdef',
+      OTEL_EXPORTER_OTLP_ENDPOINT: 'http://127.0.0.1:4318',
+      OTEL_EXPORTER_OTLP_TRACES_ENDPOINT: 'https://traces.example/v1/traces?key=1',
       LOG_LEVEL: 'silent',
       WORKER_CONCURRENCY: '64',
       MODEL_CALL_STATS_CRON_TIME: ' off ',
@@ -104,6 +109,11 @@ test('every variable is read, and read as what it is', () => {
     REDIS_PREFIX: '{calls-2.eu}',
     PORT: 0,
     HOST: '::1',
+    METRICS_PORT: 9464,
+    METRICS_HOST: '0.0.0.0',
+    METRICS_TOKEN: '0123456789abcdef',
+    OTEL_EXPORTER_OTLP_ENDPOINT: 'http://127.0.0.1:4318',
+    OTEL_EXPORTER_OTLP_TRACES_ENDPOINT: 'https://traces.example/v1/traces?key=1',
     LOG_LEVEL: 'silent',
     WORKER_CONCURRENCY: 64,
     MODEL_CALL_STATS_CRON_TIME: 'off',
@@ -228,6 +238,14 @@ describe('a wrong variable is named, with what was expected and what was found',
     ['MODEL_HISTORY_DAYS', '30', 'expected a whole number from 31 to 3660, got "30"'],
     ['MODEL_WEBHOOK_URL', 'ftp://hooks.example', 'expected a URL that begins with https://, got (not shown)'],
     ['MODEL_WEBHOOK_SECRET', 'short', 'expected at least 16 printable characters, got (not shown)'],
+    ['METRICS_PORT', '65536', 'expected a whole number from 0 to 65535, or nothing, got "65536"'],
+    ['METRICS_HOST', 'http://x', 'expected an address of this machine, got "http://x"'],
+    ['METRICS_TOKEN', 'short', 'expected at least 16 printable characters, got (not shown)'],
+    [
+      'OTEL_EXPORTER_OTLP_ENDPOINT',
+      'collector:4318',
+      'expected a URL that begins with http:// or https://, got (not shown)',
+    ],
     ['PARTIAL_BACKOFF_MAX_SECONDS', '0', 'expected a whole number from 1 to 86400, got "0"'],
   ])('%s=%s', (name, value, says) => {
     expect(problems({ ...servers, [name]: value })).toBe(`${name}: ${says}`);
@@ -244,6 +262,21 @@ describe('a wrong variable is named, with what was expected and what was found',
       /^HOST: expected 127\.0\.0\.1, localhost or ::1: .*, got "0\.0\.0\.0"$/,
     );
   });
+});
+
+test('metrics of a worker are served to other machines with a token alone', () => {
+  const served = { ...servers, METRICS_PORT: '9464', METRICS_HOST: '0.0.0.0' };
+  expect(problems(served)).toBe(
+    'METRICS_TOKEN: expected at least 16 printable characters where METRICS_HOST is not 127.0.0.1, localhost or ::1, got none',
+  );
+  for (const more of [
+    { METRICS_TOKEN: '0123456789abcdef' },
+    { METRICS_HOST: '::1' },
+    { METRICS_HOST: 'localhost' },
+    { METRICS_PORT: '' },
+  ]) {
+    expect(() => readConfig({ ...served, ...more })).not.toThrow();
+  }
 });
 
 describe('a webhook', () => {

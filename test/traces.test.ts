@@ -46,6 +46,9 @@ test('a tick is one trace with its hours and all their children, whoever did the
     expect(count('process stats-users')).toBe(users.length);
   }
   expect(collector.named('process stats-users').length).toBe(2 * users.length);
+  const [next] = await hourhand.queues.ticks.getJobs(['delayed', 'waiting'], 0, 0);
+  expect(next?.opts.telemetry).toBeUndefined(); // nothing is handed on to the next tick
+
   const ids = new Set(collector.spans.map((span) => span.spanId));
   expect(collector.spans.filter((span) => span.parentSpanId && !ids.has(span.parentSpanId))).toEqual([]);
   expect(collector.spans.filter((span) => span.kind === INTERNAL && !span.parentSpanId)).toEqual([]);

@@ -25,7 +25,7 @@ export function countDeduplicated(
     const connection = workerConnection(redisAddress(config), onError);
     const events = new QueueEvents(queue, { connection, prefix: config.REDIS_PREFIX });
     events.on('deduplicated', () => counter.inc({ queue }));
-    events.on('error', () => {}); // the connection has told
+    events.on('error', onError);
     return { events, connection };
   });
   return {
