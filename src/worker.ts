@@ -7,18 +7,20 @@ import { announceTransitionProcessor, type WebhookTarget } from './processors/an
 import { askForProcessor } from './processors/ask-for.ts';
 import { auditHoursProcessor } from './processors/audit-hours.ts';
 import { checkModelsProcessor } from './processors/check-models.ts';
+import type { Process } from './processors/context.ts';
 import { failStaleCallsProcessor } from './processors/fail-stale-calls.ts';
 import { probeModelProcessor } from './processors/probe-model.ts';
 import { retainCallsProcessor } from './processors/retain-calls.ts';
 import { rollUpHourProcessor } from './processors/roll-up-hour.ts';
 import { rollUpMarksProcessor } from './processors/roll-up-marks.ts';
 import { rollUpUsersProcessor } from './processors/roll-up-users.ts';
+import { tickProcessor } from './processors/tick.ts';
 import { tickLateProcessor } from './processors/tick-late.ts';
 import { tickModelsProcessor } from './processors/tick-models.ts';
 import { tickStatsProcessor } from './processors/tick-stats.ts';
 import { enqueueOwed } from './producers/hours.ts';
 import { keepPartitions } from './producers/partitions.ts';
-import { ensureScheduler, wishes } from './producers/schedules.ts';
+import { ensureScheduler, type SchedulerId, ticksOf, wishes } from './producers/schedules.ts';
 import { freeLost } from './producers/watchdog.ts';
 import { MINUTE_MS, queueWorkers } from './queue-worker.ts';
 import { auditHours } from './queues/audit.ts';
@@ -74,20 +76,22 @@ export async function startWorker(
     );
     await enqueueOwed(deps);
   };
+  const tick = (id: SchedulerId, process: Process) =>
+    work(ticksOf(queues, id).name, 1, MINUTE_MS, tickProcessor({ pool, id }, process));
   // At work first: what is waiting need not wait for a look at everything.
   const workers = [
-    work(queues.ticks.name, 1, MINUTE_MS, tickStatsProcessor(deps)),
+    tick('model.call.stats', tickStatsProcessor(deps)),
     work(rollUpHour.queue, config.WORKER_CONCURRENCY, 5 * MINUTE_MS, rollUpHourProcessor(deps)),
     work(rollUpUsers.queue, config.WORKER_CONCURRENCY, 15 * MINUTE_MS, rollUpUsersProcessor(deps)),
     work(rollUpMarks.queue, config.WORKER_CONCURRENCY, 15 * MINUTE_MS, rollUpMarksProcessor(deps)),
-    work(queues.lateTicks.name, 1, MINUTE_MS, tickLateProcessor(deps)),
-    work(queues.staleTicks.name, 1, MINUTE_MS, askForProcessor(queues.stale, failStaleCalls)),
+    tick('late.model.calls', tickLateProcessor(deps)),
+    tick('cleanup.stale.model.calls', askForProcessor(queues.stale, failStaleCalls)),
     work(failStaleCalls.queue, 1, 60 * MINUTE_MS, failStaleCallsProcessor({ pool, policy: stalePolicy })),
-    work(queues.modelTicks.name, 1, MINUTE_MS, tickModelsProcessor(deps)),
+    tick('check.model.status', tickModelsProcessor(deps)),
     ...checkWorkers(work, connections, env),
-    work(queues.auditTicks.name, 1, MINUTE_MS, askForProcessor(queues.audits, auditHours)),
+    tick('audit.model.call.stats', askForProcessor(queues.audits, auditHours)),
     work(auditHours.queue, 1, 60 * MINUTE_MS, auditHoursProcessor({ pool, queues, policy: auditPolicy })),
-    work(queues.retainTicks.name, 1, MINUTE_MS, askForProcessor(queues.retentions, retainCalls)),
+    tick('retain.model.calls', askForProcessor(queues.retentions, retainCalls)),
     work(retainCalls.queue, 1, 60 * MINUTE_MS, retainCallsProcessor({ pool, queues, kept })),
     work(announceTransition.queue, 4, MINUTE_MS, announceTransitionProcessor({ pool, webhook: webhookOf(config) })),
   ];

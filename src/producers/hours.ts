@@ -16,6 +16,7 @@ import {
 } from '../store/ledger.ts';
 import { markedHours, markUser, sweepMarks } from '../store/marks.ts';
 import { cover } from '../store/ranges.ts';
+import { allSchedules } from '../store/schedules.ts';
 import { reopenSettled } from '../store/seam.ts';
 import { endOf, type Hour, startOf } from '../time/hour.ts';
 import type { Range } from '../time/range.ts';
@@ -29,13 +30,23 @@ export interface HoursPolicy extends ClosePolicy {
  *
  * A tick is only a reason to look: the ledger decides what is owed. A missed tick, a doubled tick and a first start all
  * come to the same thing. Hours without anything in them are closed here, together, and need no job.
+ *
+ * What an operator paused is left out, whoever looks: of the roll-up, all hours but those that somebody asked for; of the late data, what
+ * `enqueueLate` does. See docs/decisions/0014-pauses-and-alarms.md.
+ *
+ * @param asked a person asked for this very look at the roll-up, paused or not
  */
 export async function enqueueOwed(
   { pool, queues, policy }: { pool: Pool; queues: Queues; policy: HoursPolicy },
   now?: Now,
+  asked = false,
 ): Promise<{ enqueued: Hour[]; closedEmpty: Hour[]; marked: Hour[]; settled: Hour[] }> {
-  const late = await enqueueLate({ pool, queues, policy }, now);
-  const owed = await owedHours(pool, policy.maxHoursPerTick, now);
+  const paused = await pausedSchedulers(pool);
+  const late = paused.has('late.model.calls')
+    ? { marked: [], settled: [] }
+    : await enqueueLate({ pool, queues, policy }, now);
+  const only = paused.has('model.call.stats') && !asked ? 'asked for' : 'all';
+  const owed = await owedHours(pool, policy.maxHoursPerTick, now, only);
   const closedEmpty = await closeEmptyHours(
     pool,
     owed.map(({ hour }) => hour),
@@ -46,6 +57,11 @@ export async function enqueueOwed(
   const rest = owed.filter(({ hour }) => !empty.has(hour));
   await enqueueHours(queues, rest);
   return { enqueued: rest.map(({ hour }) => hour), closedEmpty, ...late };
+}
+
+/** The schedulers that an operator paused. */
+async function pausedSchedulers(pool: Pool): Promise<Set<string>> {
+  return new Set((await allSchedules(pool)).filter(({ pausedAt }) => pausedAt).map(({ id }) => id));
 }
 
 /** Marks that are swept away at once: about half a second of work. */

@@ -21,8 +21,15 @@ export interface OwedHour {
  *
  * A range in which as many hours are closed as it has is passed over by that count: of years of hours none is named to find
  * that nothing is owed.
+ *
+ * @param which `asked for`: only those that stand in the ledger for another reason than a tick
  */
-export async function owedHours(db: Db, limit: number, now?: Now): Promise<OwedHour[]> {
+export async function owedHours(
+  db: Db,
+  limit: number,
+  now?: Now,
+  which: 'all' | 'asked for' = 'all',
+): Promise<OwedHour[]> {
   const rows = await db.$queryRaw<{ hour: Date; backfilled: boolean }[]>`
     with ended as (
       select date_trunc('hour', ${instant(now)}, 'UTC') as until
@@ -38,7 +45,7 @@ export async function owedHours(db: Db, limit: number, now?: Now): Promise<OwedH
     select c.hour, l.reason is not distinct from 'backfill' and c.hour < until - interval '1 hour' as backfilled
       from ended, asked c left join "StatHour" l using (hour)
      where (l.hour is null or (l.state <> 'closed' and (l."nextAttemptAt" is null or l."nextAttemptAt" <= ${instant(now)})))
-       and ${lookable(Sql.sql`c.hour`, now)}
+       and (${which === 'all'} or l.reason <> 'tick') and ${lookable(Sql.sql`c.hour`, now)}
      order by c.hour = until - interval '1 hour' desc, c.hour
      limit ${limit}::int`;
   return rows.map((row) => ({ hour: hourOf(row.hour), backfilled: row.backfilled }));
@@ -80,7 +87,7 @@ export async function closeEmptyHours(
     const closed = await db.$queryRaw<{ hour: Date }[]>`
       update "StatHour" l
          set state = 'closed', run = greatest(run + 1, wanted), users = 0, calls = 0, attempts = 0, "nextAttemptAt" = null,
-             "startedAt" = ${instant(now)}, "closedAt" = ${instant(now)}, error = null, "asOf" = ${instant(now)},
+             "startedAt" = ${instant(now)}, "closedAt" = ${instant(now)}, error = null, "partialSince" = null, "asOf" = ${instant(now)},
              revision = ${nextRevision}
        where hour = any(${idle.map((row) => row.hour)}::timestamptz[])
          and not exists (select from "ModelCall" where date_trunc('hour', "callTime" at time zone 'UTC') = l.hour at time zone 'UTC'
@@ -417,7 +424,7 @@ export async function endRun(
   if (policy.storeZeroRows) await storeZeroRows(db, hour, policy.windowDays);
   await db.$executeRaw`delete from "StatShard" where hour = ${start}::timestamptz`;
   const [counted] = await db.$queryRaw<[{ users: number; calls: bigint }]>`
-    update "StatHour" l set state = ${outcome}::"HourState", attempts = 0, "nextAttemptAt" = null, error = null,
+    update "StatHour" l set state = ${outcome}::"HourState", attempts = 0, "nextAttemptAt" = null, error = null, "partialSince" = null,
            "closedAt" = ${instant(now)}, "asOf" = "startedAt", revision = ${nextRevision}, (users, calls) = (${count})
      where hour = ${start}::timestamptz
     returning users, calls`;
@@ -426,7 +433,7 @@ export async function endRun(
 
 async function reopen(db: Db, hour: Hour): Promise<void> {
   await db.$executeRaw`
-    update "StatHour" set state = 'open', attempts = 0, "nextAttemptAt" = null, error = null
+    update "StatHour" set state = 'open', attempts = 0, "nextAttemptAt" = null, error = null, "partialSince" = null
      where hour = ${startOf(hour)}::timestamptz`;
 }
 
@@ -458,7 +465,7 @@ export async function failHour(pool: Pool, hour: Hour, error: string, policy: Cl
 async function setPartial(db: Db, hour: Hour, error: string, { backOffMaxSeconds }: ClosePolicy, now?: Now) {
   const [row] = await db.$queryRaw<{ nextAttemptAt: Date }[]>`
     update "StatHour"
-       set state = 'partial', error = ${error}::text, attempts = attempts + 1,
+       set state = 'partial', error = ${error}::text, attempts = attempts + 1, "partialSince" = coalesce("partialSince", ${instant(now)}),
            "nextAttemptAt" = ${instant(now)}
              + least(5 * power(2, least(attempts, 30)), ${backOffMaxSeconds}::int) * interval '1 second'
      where hour = ${startOf(hour)}::timestamptz
