@@ -37,11 +37,42 @@ program
   .description('the web server alone')
   .action(() => run(async (config) => (await import('./app.ts')).runDashboard(config)));
 
-program
+const schedule = program
   .command('schedule')
-  .description('see to the schedulers, and print them with their next runs')
+  .description('see to the schedulers, and print them with their last and next runs')
   .action(() =>
     run((config) => withConnections(config, {}, async (c) => (await import('./commands/schedule.ts')).schedule(c))),
+  );
+schedule
+  .command('pause')
+  .description('keep a scheduler from firing, whatever any deploy says, until it is resumed')
+  .argument('<id>', 'such as model.call.stats')
+  .action((id: string) =>
+    run((config) =>
+      withConnections(config, {}, async (c) =>
+        (await import('./commands/schedule.ts')).pause(c, id, userInfo().username),
+      ),
+    ),
+  );
+schedule
+  .command('resume')
+  .description('have a paused scheduler fire again')
+  .argument('<id>')
+  .action((id: string) =>
+    run((config) =>
+      withConnections(config, {}, async (c) =>
+        (await import('./commands/schedule.ts')).resume(c, id, userInfo().username),
+      ),
+    ),
+  );
+schedule
+  .command('run')
+  .description('one tick now, also of a scheduler that is paused or off')
+  .argument('<id>')
+  .action((id: string) =>
+    run((config) =>
+      withConnections(config, {}, async (c) => (await import('./commands/schedule.ts')).tickNow(c, id)),
+    ),
   );
 
 program

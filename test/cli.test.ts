@@ -303,6 +303,34 @@ bob,2026-08-20T13:00:00Z,chatCompletion,1,0,0,0.00000000
     expect(stdout).toMatch(/│ check\.model\.status +│ off +│ +│ off +│ kept +│/);
   });
 
+  test.sequential('schedule pauses a scheduler, has it tick all the same, and resumes it', async () => {
+    const id = 'model.call.stats';
+    const since = 'since \\d{4}-\\d\\d-\\d\\dT[\\d:.]+Z';
+    const paused = await ask('schedule', 'pause', id);
+    expect(paused).toMatchObject({ code: 0, stdout: '' });
+    expect(paused.line).toMatch(new RegExp(`^${id} is paused by \\S+ ${since}\\n$`));
+    const env = { ...hourhand.environment, MODEL_CALL_STATS_CRON_TIME: '0 0 0 1 1 *' };
+    expect((await run(env, ['schedule'])).stdout).toMatch(
+      new RegExp(`│ model\\.call\\.stats +│ 0 0 0 1 1 \\* +│ +│ paused +│ kept +│.*│ by \\S+ ${since} +│`),
+    );
+    expect(await ask('schedule', 'run', id)).toEqual({
+      code: 0,
+      stdout: '',
+      line: `${id}: a tick is asked for, which the next free worker runs\n`,
+    });
+    await until(
+      async () => (await ask('status')).stdout,
+      (text) =>
+        new RegExp(`^scheduler +${id} paused, "0 0 0 1 1 \\*", last 20.*Z, paused by \\S+ ${since}$`, 'm').test(text),
+    );
+    expect((await ask('schedule', 'resume', id)).line).toMatch(
+      /^model\.call\.stats is resumed: live, next \d{4}-01-01/,
+    );
+    expect((await ask('schedule', 'resume', id)).line).toMatch(/^model\.call\.stats was not paused: live, next /);
+    const { code, line } = await ask('schedule', 'pause', 'nonsense');
+    expect([code, line]).toEqual([2, expect.stringMatching(/^expected model\.call\.stats, .*, got "nonsense"$/)]);
+  });
+
   test.sequential('verify lists every tampered figure, an hour that is gone from the ledger, and who is pending', async () => {
     await worker.stop();
     const { pool } = hourhand;

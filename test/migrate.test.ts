@@ -24,6 +24,7 @@ test('an empty database gets all of them, in order, and each is said as it is do
   expect(said).toEqual(ours);
   expect(await database.tables()).toEqual(
     [
+      'Alarm',
       'ModelCall',
       'ModelCallStat',
       'ModelCheck',

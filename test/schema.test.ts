@@ -128,6 +128,33 @@ const tables: Record<string, { row: Row; nonsense: Record<string, Row[]>; sense:
     nonsense: { StatMark_hour_check: [{ hour: '2026-08-20T13:30Z' }] },
     sense: [{}],
   },
+  StatSchedule: {
+    row: { id: 'model.call.stats', pattern: 'off', version: '1.2.0', startedAt: '2026-08-20T13:00Z' },
+    nonsense: { StatSchedule_paused_check: [{ pausedAt: '2026-08-20T13:10Z' }, { pausedBy: 'ada' }] },
+    sense: [{}, { pausedAt: '2026-08-20T13:10Z', pausedBy: 'ada' }],
+  },
+  Alarm: {
+    row: {
+      kind: 'tick-missed',
+      subject: 'model.call.stats',
+      since: '2026-08-20T13:01Z',
+      detail: '',
+      raisedAt: '2026-08-20T13:04Z',
+      tellAfter: '2026-08-20T13:04Z',
+    },
+    nonsense: {
+      Alarm_kind_check: [{ kind: 'nonsense' }],
+      Alarm_told_check: [
+        { endToldAt: '2026-08-20T13:10Z', toldAt: '2026-08-20T13:10Z' },
+        { endToldAt: '2026-08-20T13:10Z', endedAt: '2026-08-20T13:10Z' },
+      ],
+    },
+    sense: [
+      {},
+      ...['no-hour-closed', 'hour-partial'].map((kind) => ({ kind, subject: '' })),
+      { endToldAt: '2026-08-20T13:10Z', endedAt: '2026-08-20T13:10Z', toldAt: '2026-08-20T13:10Z' },
+    ],
+  },
   StaleBatch: {
     row: { cleanup: 'c', at: '2026-08-20T13:10Z', calls: 1, models: '[]', hours: '[]' },
     nonsense: { StaleBatch_calls_check: [{ calls: 0 }, { calls: -1 }] },

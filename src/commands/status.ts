@@ -81,10 +81,10 @@ function inWords(found: Awaited<ReturnType<typeof gatherStatus>>): string {
     `audited     ${found.audit.since ? `every closed hour since ${found.audit.since.toISOString()}` : 'not every closed hour yet'}`,
   );
   lines.push(`layout      ${layoutInWords(found.layout)}`);
-  for (const { id, pattern, next, state } of found.schedulers) {
-    lines.push(
-      `scheduler   ${id} ${state}, "${pattern ?? 'not set yet'}"${next ? `, next ${next.toISOString()}` : ''}`,
-    );
+  for (const { id, pattern, next, state, lastAt, pausedAt, pausedBy } of found.schedulers) {
+    const runs = `${lastAt ? `, last ${lastAt.toISOString()}` : ''}${next ? `, next ${next.toISOString()}` : ''}`;
+    const paused = pausedAt ? `, paused by ${pausedBy} since ${pausedAt.toISOString()}` : '';
+    lines.push(`scheduler   ${id} ${state}, "${pattern ?? 'not set yet'}"${runs}${paused}`);
   }
   const table = new Table({
     head: ['queue', 'waiting', 'active', 'delayed', 'waiting for children', 'failed', ''],

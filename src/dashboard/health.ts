@@ -46,7 +46,7 @@ export function health(
         return { ok, found: ok ? 'all applied' : `not applied: ${pending.join(', ')}` };
       }),
       ...wishes(queues, config).map((wish) =>
-        check(`scheduler ${wish.id}`, 'live, or off', () => scheduler(pool, wish)),
+        check(`scheduler ${wish.id}`, 'live, off or paused', () => scheduler(pool, wish)),
       ),
     ]);
     const ready = checks.every(({ ok }) => ok);
@@ -79,7 +79,10 @@ async function check(
 }
 
 async function scheduler(pool: Connections['pool'], wish: Wish): Promise<Finding> {
-  const { pattern, state, next } = await inspectScheduler(pool, wish);
+  const { pattern, state, next, pausedAt, pausedBy } = await inspectScheduler(pool, wish);
+  if (state === 'paused') {
+    return { ok: true, expected: 'paused', found: `paused by ${pausedBy} since ${pausedAt?.toISOString()}` };
+  }
   const expected = pattern === 'off' ? 'off' : `live, ${pattern ?? 'as the first worker says'}, in UTC`;
   const found = next ? `${state}, next ${next.toISOString()}` : state;
   return { ok: state === 'live' || state === 'off', expected, found };
