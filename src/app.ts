@@ -14,6 +14,7 @@ import { migrate } from './store/migrate.ts';
 import { hourLines, ledgerStatus, settledHours } from './store/progress.ts';
 import { hourOf } from './time/hour.ts';
 import { type Range, spell } from './time/range.ts';
+import { startWatch } from './watch.ts';
 import { startWorker } from './worker.ts';
 
 // A process that stays would let its heap grow far beyond what it holds before it cleans up: rather a little more often.
@@ -29,7 +30,7 @@ const PATIENCE_MS = 5_000;
 
 /** One worker process. */
 export async function runWorker(config: Config): Promise<number> {
-  return untilSignal(config, async (connections) => [await startWorker(connections)]);
+  return untilSignal(config, async (connections) => [await startWorker(connections), startWatch(connections)]);
 }
 
 /** The web server alone. */
@@ -38,7 +39,7 @@ export async function runDashboard(config: Config): Promise<number> {
     const { startDashboard } = await import('./dashboard/server.ts'); // a worker needs none of it
     const dashboard = await startDashboard(connections);
     say(`dashboard: ${dashboard.url}`);
-    return [{ stop: dashboard.close }];
+    return [{ stop: dashboard.close }, startWatch(connections)];
   });
 }
 
@@ -64,7 +65,7 @@ export async function runUp(config: Config, sample?: string): Promise<number> {
     const { watermark, owed } = await ledgerStatus(connections.pool, 0);
     if (watermark) say(`everything before ${hourOf(watermark)} is closed; ${owed} hours are owed`);
     say(`dashboard: ${dashboard.url}   (Ctrl-C stops)`);
-    return [worker, { stop: dashboard.close }];
+    return [worker, { stop: dashboard.close }, startWatch(connections)];
   });
 }
 

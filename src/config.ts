@@ -79,6 +79,15 @@ const yesOrNo = z
   .transform((text) => text === 'true')
   .meta({ expected: 'true or false' });
 
+const webhookUrl = z
+  .union([z.literal(''), url('https:', 'http:')])
+  .meta({ expected: 'a URL that begins with https://', secret: true });
+
+const webhookSecret = z
+  .string()
+  .regex(/^$|^[\x21-\x7e]{16,}$/)
+  .meta({ expected: 'at least 16 printable characters', secret: true });
+
 const GENERATED = ['imageGeneration', 'audioGeneration', 'video'] as const;
 
 /**
@@ -246,24 +255,36 @@ export const environment = {
   MODEL_ALLOW_HTTP: [
     yesOrNo,
     'false',
-    'Ask providers and the webhook by plain http on other machines too, where the key and the answer can be read on the way.',
+    'Ask providers and the webhooks by plain http on other machines too, where the key and the answer can be read on the way.',
   ],
   MODEL_HISTORY_DAYS: [whole(31, 3_660), '90', "Days for which a model's transitions and probes are kept."],
   MODEL_WEBHOOK_URL: [
-    z
-      .union([z.literal(''), url('https:', 'http:')])
-      .meta({ expected: 'a URL that begins with https://', secret: true }),
+    webhookUrl,
     '',
     "Told of each transition of a model's status, signed; https, or http on this machine (`MODEL_ALLOW_HTTP`).",
   ],
   MODEL_WEBHOOK_SECRET: [
-    z
-      .string()
-      .regex(/^$|^[\x21-\x7e]{16,}$/)
-      .meta({ expected: 'at least 16 printable characters', secret: true }),
+    webhookSecret,
     '',
     'What the webhook is signed with (HMAC-SHA256, as in the Standard Webhooks specification).',
   ],
+  ALARM_NO_HOUR_CLOSED_MINUTES: [
+    whole(0, 527_040),
+    '120',
+    'An alarm where no hour of the live range has closed for longer; 0: never. This and what follows: the same in every process.',
+  ],
+  ALARM_TICK_MISSED_SECONDS: [
+    whole(0, 86_400),
+    '180',
+    'An alarm where a scheduler has no tick so long after it was to fire; 0: never.',
+  ],
+  ALARM_HOUR_PARTIAL_MINUTES: [whole(0, 527_040), '60', 'An alarm where an hour is partial for longer; 0: never.'],
+  ALARM_WEBHOOK_URL: [
+    webhookUrl,
+    '',
+    'Told of each alarm once, and of its end, signed; https, or http on this machine (`MODEL_ALLOW_HTTP`).',
+  ],
+  ALARM_WEBHOOK_SECRET: [webhookSecret, '', 'What that webhook is signed with, likewise.'],
 } as const satisfies Record<string, readonly [z.ZodType, string | undefined, string]>;
 
 type Parsed = { [Name in keyof typeof environment]: z.infer<(typeof environment)[Name][0]> };
@@ -339,16 +360,17 @@ function redisProblem({ REDIS_CLUSTER, REDIS_URL }: Parsed): string | undefined 
   return 'REDIS_URL: expected no database beside REDIS_CLUSTER=true, for a cluster has 0 alone, got another (not shown)';
 }
 
-function webhookProblem({
-  MODEL_WEBHOOK_URL: url,
-  MODEL_WEBHOOK_SECRET,
-  MODEL_ALLOW_HTTP,
-}: Parsed): string | undefined {
+function webhookProblem(parsed: Parsed): string | undefined {
+  return webhookProblemOf('MODEL', parsed) ?? webhookProblemOf('ALARM', parsed);
+}
+
+function webhookProblemOf(whose: 'MODEL' | 'ALARM', parsed: Parsed): string | undefined {
+  const { [`${whose}_WEBHOOK_URL` as const]: url, [`${whose}_WEBHOOK_SECRET` as const]: secret } = parsed;
   if (url === '') return undefined;
-  if (MODEL_WEBHOOK_SECRET === '')
-    return 'MODEL_WEBHOOK_SECRET: expected at least 16 printable characters beside MODEL_WEBHOOK_URL, got none';
-  if (MODEL_ALLOW_HTTP || !inTheClear(new URL(url))) return undefined;
-  return 'MODEL_WEBHOOK_URL: expected https, or http to this machine (MODEL_ALLOW_HTTP allows more), got http';
+  if (secret === '')
+    return `${whose}_WEBHOOK_SECRET: expected at least 16 printable characters beside ${whose}_WEBHOOK_URL, got none`;
+  if (parsed.MODEL_ALLOW_HTTP || !inTheClear(new URL(url))) return undefined;
+  return `${whose}_WEBHOOK_URL: expected https, or http to this machine (MODEL_ALLOW_HTTP allows more), got http`;
 }
 
 function retainProblem({ RETAIN_MODEL_CALLS_CRON_TIME, RETAIN_CALLS: calls, RETAIN_STATS: stats }: Parsed) {

@@ -17,6 +17,7 @@ import {
   type RedisConnection,
   untilReady,
 } from './queues/redis.ts';
+import type { AlarmPolicy } from './store/alarms.ts';
 import { connect, type Pool, reasonOf } from './store/db.ts';
 import type { CutPolicy } from './store/ledger.ts';
 import { pendingMigrations } from './store/migrate.ts';
@@ -34,6 +35,7 @@ export interface Connections {
   readonly modelPolicy: CheckPolicy & ProbePolicy;
   readonly stalePolicy: StalePolicy;
   readonly auditPolicy: AuditPolicy;
+  readonly alarmPolicy: AlarmPolicy;
   /** What the scheduler's retention keeps. */
   readonly kept: Kept;
   close(): Promise<void>;
@@ -100,9 +102,27 @@ export async function openConnections(config: Config, log: Logger, { patient = f
     historyDays: config.CHANGE_HISTORY_DAYS,
     callsKeptDays: config.CALLS_KEPT_DAYS,
   };
+  const alarmPolicy = {
+    noHourClosedMinutes: config.ALARM_NO_HOUR_CLOSED_MINUTES,
+    tickMissedSeconds: config.ALARM_TICK_MISSED_SECONDS,
+    hourPartialMinutes: config.ALARM_HOUR_PARTIAL_MINUTES,
+  };
   const kept = { calls: config.RETAIN_CALLS, stats: config.RETAIN_STATS };
   const queues = openQueues(redis, config.REDIS_PREFIX);
-  return { config, log, pool, redis, queues, policy, modelPolicy, stalePolicy, auditPolicy, kept, close };
+  return {
+    config,
+    log,
+    pool,
+    redis,
+    queues,
+    policy,
+    modelPolicy,
+    stalePolicy,
+    auditPolicy,
+    alarmPolicy,
+    kept,
+    close,
+  };
 }
 
 /** From one firing to the next; of a scheduler that is off, whose work is asked for by hand, a day. */

@@ -1,9 +1,9 @@
 // What does a worker process do, from its start to its end?
 
 import { setTimeout as sleep } from 'node:timers/promises';
-import { type Config, version } from './config.ts';
+import { version } from './config.ts';
 import { type Connections, quiet, redisAddress } from './connections.ts';
-import { announceTransitionProcessor, type WebhookTarget } from './processors/announce-transition.ts';
+import { announceTransitionProcessor } from './processors/announce-transition.ts';
 import { askForProcessor } from './processors/ask-for.ts';
 import { auditHoursProcessor } from './processors/audit-hours.ts';
 import { checkModelsProcessor } from './processors/check-models.ts';
@@ -14,6 +14,7 @@ import { retainCallsProcessor } from './processors/retain-calls.ts';
 import { rollUpHourProcessor } from './processors/roll-up-hour.ts';
 import { rollUpMarksProcessor } from './processors/roll-up-marks.ts';
 import { rollUpUsersProcessor } from './processors/roll-up-users.ts';
+import { targetOf } from './processors/tell-webhook.ts';
 import { tickProcessor } from './processors/tick.ts';
 import { tickLateProcessor } from './processors/tick-late.ts';
 import { tickModelsProcessor } from './processors/tick-models.ts';
@@ -29,6 +30,7 @@ import { maxmemoryPolicy, takesTurn, workerConnection } from './queues/redis.ts'
 import { retainCalls } from './queues/retain.ts';
 import { failStaleCalls } from './queues/stale.ts';
 import { rollUpHour, rollUpMarks, rollUpUsers } from './queues/stats.ts';
+import { repeat } from './repeat.ts';
 import { nameOf } from './store/partitions.ts';
 import { coverFromNowOn } from './store/ranges.ts';
 import { deployOf } from './store/schedules.ts';
@@ -78,6 +80,7 @@ export async function startWorker(
   };
   const tick = (id: SchedulerId, process: Process) =>
     work(ticksOf(queues, id).name, 1, MINUTE_MS, tickProcessor({ pool, id }, process));
+  const webhook = targetOf(config.MODEL_WEBHOOK_URL, config.MODEL_WEBHOOK_SECRET);
   // At work first: what is waiting need not wait for a look at everything.
   const workers = [
     tick('model.call.stats', tickStatsProcessor(deps)),
@@ -93,7 +96,7 @@ export async function startWorker(
     work(auditHours.queue, 1, 60 * MINUTE_MS, auditHoursProcessor({ pool, queues, policy: auditPolicy })),
     tick('retain.model.calls', askForProcessor(queues.retentions, retainCalls)),
     work(retainCalls.queue, 1, 60 * MINUTE_MS, retainCallsProcessor({ pool, queues, kept })),
-    work(announceTransition.queue, 4, MINUTE_MS, announceTransitionProcessor({ pool, webhook: webhookOf(config) })),
+    work(announceTransition.queue, 4, MINUTE_MS, announceTransitionProcessor({ pool, webhook })),
   ];
   const stopping = new AbortController();
   let ensuring = ensure();
@@ -142,10 +145,6 @@ export function checkWorkers(
   ];
 }
 
-function webhookOf({ MODEL_WEBHOOK_URL: url, MODEL_WEBHOOK_SECRET: secret }: Config): WebhookTarget | undefined {
-  return url === '' ? undefined : { url, secret };
-}
-
 /** Makes the partitions that are missing, and says so; what it cannot make it says once. */
 function partitionKeeper({ pool, log }: Connections): () => Promise<void> {
   const said = new Set<string>();
@@ -163,11 +162,4 @@ function partitionKeeper({ pool, log }: Connections): () => Promise<void> {
       );
     }
   };
-}
-
-async function repeat(ms: number, signal: AbortSignal, task: () => Promise<void>): Promise<void> {
-  while (!signal.aborted) {
-    await sleep(ms, undefined, { signal }).catch(() => {});
-    if (!signal.aborted) await task();
-  }
 }

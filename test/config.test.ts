@@ -44,6 +44,11 @@ test('with both servers given, everything else has a default', () => {
     MODEL_HISTORY_DAYS: 90,
     MODEL_WEBHOOK_URL: '',
     MODEL_WEBHOOK_SECRET: '',
+    ALARM_NO_HOUR_CLOSED_MINUTES: 120,
+    ALARM_TICK_MISSED_SECONDS: 180,
+    ALARM_HOUR_PARTIAL_MINUTES: 60,
+    ALARM_WEBHOOK_URL: '',
+    ALARM_WEBHOOK_SECRET: '',
     privateDatabase: false,
     given: new Set(['DATABASE_URL', 'REDIS_URL']),
   });
@@ -92,6 +97,11 @@ test('every variable is read, and read as what it is', () => {
       MODEL_HISTORY_DAYS: '31',
       MODEL_WEBHOOK_URL: 'http://hooks.example/path?token=1',
       MODEL_WEBHOOK_SECRET: '0123456789abcdef',
+      ALARM_NO_HOUR_CLOSED_MINUTES: '0',
+      ALARM_TICK_MISSED_SECONDS: '86400',
+      ALARM_HOUR_PARTIAL_MINUTES: '527040',
+      ALARM_WEBHOOK_URL: 'https://alarms.example',
+      ALARM_WEBHOOK_SECRET: 'fedcba9876543210',
     }),
   ).toEqual({
     ...servers,
@@ -135,6 +145,11 @@ test('every variable is read, and read as what it is', () => {
     MODEL_HISTORY_DAYS: 31,
     MODEL_WEBHOOK_URL: 'http://hooks.example/path?token=1',
     MODEL_WEBHOOK_SECRET: '0123456789abcdef',
+    ALARM_NO_HOUR_CLOSED_MINUTES: 0,
+    ALARM_TICK_MISSED_SECONDS: 86_400,
+    ALARM_HOUR_PARTIAL_MINUTES: 527_040,
+    ALARM_WEBHOOK_URL: 'https://alarms.example',
+    ALARM_WEBHOOK_SECRET: 'fedcba9876543210',
     privateDatabase: false,
     given: new Set(Object.keys(environment)),
   });
@@ -223,6 +238,8 @@ describe('a wrong variable is named, with what was expected and what was found',
     ['MODEL_PROBE_GENERATE', 'image', 'expected off, or some of imageGeneration,audioGeneration,video, got "image"'],
     ['MODEL_HISTORY_DAYS', '30', 'expected a whole number from 31 to 3660, got "30"'],
     ['MODEL_WEBHOOK_URL', 'ftp://hooks.example', 'expected a URL that begins with https://, got (not shown)'],
+    ['ALARM_TICK_MISSED_SECONDS', '-1', 'expected a whole number from 0 to 86400, got "-1"'],
+    ['ALARM_WEBHOOK_URL', 'ftp://hooks.example', 'expected a URL that begins with https://, got (not shown)'],
     ['MODEL_WEBHOOK_SECRET', 'short', 'expected at least 16 printable characters, got (not shown)'],
     ['PARTIAL_BACKOFF_MAX_SECONDS', '0', 'expected a whole number from 1 to 86400, got "0"'],
   ])('%s=%s', (name, value, says) => {
@@ -242,26 +259,26 @@ describe('a wrong variable is named, with what was expected and what was found',
   });
 });
 
-describe('a webhook', () => {
+describe.each(['MODEL', 'ALARM'])('the webhook %s_WEBHOOK_URL', (whose) => {
   const hook = {
     ...servers,
-    MODEL_WEBHOOK_URL: 'http://hooks.example/t0ken',
-    MODEL_WEBHOOK_SECRET: '0123456789abcdef',
+    [`${whose}_WEBHOOK_URL`]: 'http://hooks.example/t0ken',
+    [`${whose}_WEBHOOK_SECRET`]: '0123456789abcdef',
   };
 
   test('is asked by https, or on this machine, unless more is allowed', () => {
     expect(problems(hook)).toBe(
-      'MODEL_WEBHOOK_URL: expected https, or http to this machine (MODEL_ALLOW_HTTP allows more), got http',
+      `${whose}_WEBHOOK_URL: expected https, or http to this machine (MODEL_ALLOW_HTTP allows more), got http`,
     );
     for (const url of ['https://hooks.example', 'http://127.0.0.1:8080/', 'http://[::1]/', 'http://localhost']) {
-      expect(() => readConfig({ ...hook, MODEL_WEBHOOK_URL: url })).not.toThrow();
+      expect(() => readConfig({ ...hook, [`${whose}_WEBHOOK_URL`]: url })).not.toThrow();
     }
     expect(() => readConfig({ ...hook, MODEL_ALLOW_HTTP: 'true' })).not.toThrow();
   });
 
   test('is signed, and so needs a secret', () => {
-    expect(problems({ ...hook, MODEL_WEBHOOK_SECRET: '' })).toBe(
-      'MODEL_WEBHOOK_SECRET: expected at least 16 printable characters beside MODEL_WEBHOOK_URL, got none',
+    expect(problems({ ...hook, [`${whose}_WEBHOOK_SECRET`]: '' })).toBe(
+      `${whose}_WEBHOOK_SECRET: expected at least 16 printable characters beside ${whose}_WEBHOOK_URL, got none`,
     );
   });
 });

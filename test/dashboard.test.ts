@@ -9,7 +9,7 @@ import { afterAll, afterEach, beforeAll, beforeEach, describe, expect, test, vi 
 import { version } from '../src/config.ts';
 import type { Connections } from '../src/connections.ts';
 import { startDashboard } from '../src/dashboard/server.ts';
-import { ensureScheduler, wishes } from '../src/producers/schedules.ts';
+import { ensureScheduler, pauseScheduler, resumeScheduler, wishes } from '../src/producers/schedules.ts';
 import { openQueues, producerConnection, untilReady, workerConnection } from '../src/queues/redis.ts';
 import { connect } from '../src/store/db.ts';
 import { giveProviders } from '../src/store/models.ts';
@@ -480,6 +480,7 @@ describe('health', () => {
       'scheduler check.model.status': 'true: off',
       'scheduler audit.model.call.stats': 'true: off',
       'scheduler retain.model.calls': 'true: off',
+      alarms: 'true: none',
     });
   });
 
@@ -506,6 +507,27 @@ describe('health', () => {
 
     await ensure('off');
     expect(await look()).toBe('200 true: off');
+
+    await pauseScheduler(hourhand, 'model.call.stats', 'ada');
+    expect(await look()).toMatch(/^200 true: paused by ada since 20/);
+    await resumeScheduler(hourhand, 'model.call.stats', 'ada');
+  });
+
+  test('it is not ready while something is wrong for too long, and names each such thing, raised or not', async () => {
+    await ensure();
+    const [{ since }] = await hourhand.pool.$queryRaw<[{ since: Date }]>`
+      update "StatSchedule" set "lastAt" = now() - interval '5 hours', "firesSince" = now() - interval '1 day'
+       where id = 'model.call.stats' returning "lastAt" as since`;
+    try {
+      const { status, text } = await ask('get', '/readyz');
+      expect([status, found(text)]).toMatchObject([
+        503,
+        { 'alarm tick-missed model.call.stats': `false: the last was done at ${since.toISOString()}` },
+      ]);
+      expect(await hourhand.pool.alarm.count()).toBe(0);
+    } finally {
+      await hourhand.pool.$executeRaw`update "StatSchedule" set "lastAt" = null, "firesSince" = now()`;
+    }
   });
 
   test('it is not ready before every migration is applied, and names what is missing', async () => {
@@ -575,7 +597,7 @@ describe('health', () => {
     mute.hold();
     const [held, lives] = await Promise.all([alone.get('/readyz'), alone.get('/healthz')]);
     expect([held.status, held.ms < 4_000, lives.status, lives.ms < 2_000]).toEqual([503, true, 200, true]);
-    expect(Object.values(found(held.text))).toEqual(Array(10).fill('false: no answer within 2 s'));
+    expect(Object.values(found(held.text))).toEqual(Array(11).fill('false: no answer within 2 s'));
     silent.release();
     mute.release();
     await until(

@@ -4,6 +4,7 @@ import Table from 'cli-table3';
 import type { Connections } from '../connections.ts';
 import { inspectScheduler, wishes } from '../producers/schedules.ts';
 import { workersOn } from '../queues/redis.ts';
+import { openAlarms } from '../store/alarms.ts';
 import { auditStatus } from '../store/audit.ts';
 import { hasStrays, layoutOf } from '../store/partitions.ts';
 import { ledgerStatus } from '../store/progress.ts';
@@ -45,6 +46,7 @@ export async function gatherStatus({ pool, queues, config }: Connections) {
     provisional: { hours: waiting, olderTransactions: older },
     audit,
     layout: layout.kind === 'ours' ? { ...layout, strays } : layout,
+    alarms: await openAlarms(pool),
     schedulers,
     queues: counts,
     workers,
@@ -81,6 +83,9 @@ function inWords(found: Awaited<ReturnType<typeof gatherStatus>>): string {
     `audited     ${found.audit.since ? `every closed hour since ${found.audit.since.toISOString()}` : 'not every closed hour yet'}`,
   );
   lines.push(`layout      ${layoutInWords(found.layout)}`);
+  for (const { kind, subject, detail } of found.alarms) {
+    lines.push(`alarm       ${[kind, subject].filter(Boolean).join(' ')}: ${detail}`);
+  }
   for (const { id, pattern, next, state, lastAt, pausedAt, pausedBy } of found.schedulers) {
     const runs = `${lastAt ? `, last ${lastAt.toISOString()}` : ''}${next ? `, next ${next.toISOString()}` : ''}`;
     const paused = pausedAt ? `, paused by ${pausedBy} since ${pausedAt.toISOString()}` : '';

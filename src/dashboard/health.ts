@@ -5,6 +5,7 @@ import { Router } from 'express';
 import type { Connections } from '../connections.ts';
 import { inspectScheduler, type Wish, wishes } from '../producers/schedules.ts';
 import { askForKey, maxmemoryPolicy } from '../queues/redis.ts';
+import { type AlarmPolicy, type Wrong, wrongNow } from '../store/alarms.ts';
 import { reasonOf } from '../store/db.ts';
 import { pendingMigrations } from '../store/migrate.ts';
 
@@ -12,14 +13,15 @@ const LIMIT_MS = 2_000;
 const fresh = { 'Cache-Control': 'no-store' };
 
 type Finding = { ok: boolean; expected: string; found: string };
+type Check = Finding & { name: string };
 
 /**
  * `/healthz` answers for as long as the process lives, and asks nobody. `/readyz` asks Redis, PostgreSQL and the
- * schedulers each time, all at once and for two seconds at most: 200 when each is as it must be, else 503; in either case
- * what was expected and what was found.
+ * schedulers each time, and the ledger what is wrong for too long, all at once and for two seconds at most: 200 when each is as it must
+ * be, else 503; in either case what was expected and what was found.
  */
 export function health(
-  { config, pool, redis, queues }: Connections,
+  { config, pool, redis, queues, alarmPolicy }: Connections,
   { version, migrations }: { version: string; migrations: string },
 ): Router {
   const router = Router();
@@ -27,7 +29,8 @@ export function health(
     res.set(fresh).json({ status: 'ok', version });
   });
   router.get('/readyz', async (_req, res) => {
-    const checks = await Promise.all([
+    const [alarms, ...others] = await Promise.all([
+      alarmChecks(pool, alarmPolicy),
       check('redis', 'an answer within 2 s', async () => {
         await askForKey(redis, config.REDIS_PREFIX);
         return { ok: true, found: 'an answer' };
@@ -49,6 +52,7 @@ export function health(
         check(`scheduler ${wish.id}`, 'live, off or paused', () => scheduler(pool, wish)),
       ),
     ]);
+    const checks = [...others, ...alarms];
     const ready = checks.every(({ ok }) => ok);
     res
       .status(ready ? 200 : 503)
@@ -63,7 +67,7 @@ async function check(
   name: string,
   expected: string,
   ask: () => Promise<Omit<Finding, 'expected'> & { expected?: string }>,
-): Promise<Finding & { name: string }> {
+): Promise<Check> {
   const answered = new AbortController();
   const late = sleep(LIMIT_MS, undefined, { signal: answered.signal }).then(() => {
     throw new Error(`no answer within ${LIMIT_MS / 1000} s`);
@@ -76,6 +80,20 @@ async function check(
     late.catch(() => {}); // the race is over
     answered.abort();
   }
+}
+
+/** What is wrong for too long at this very moment, one by one, whether or not anybody has raised an alarm yet. */
+async function alarmChecks(pool: Connections['pool'], policy: AlarmPolicy): Promise<Check[]> {
+  let wrong: Wrong[] = [];
+  const all = await check('alarms', 'none', async () => {
+    wrong = await wrongNow(pool, policy);
+    return { ok: wrong.length === 0, found: `${wrong.length || 'none'}` };
+  });
+  if (wrong.length === 0) return [all];
+  return wrong.map(({ kind, subject, expected, found }) => {
+    const name = ['alarm', kind, subject].filter(Boolean).join(' ');
+    return { name, ok: false, expected, found };
+  });
 }
 
 async function scheduler(pool: Connections['pool'], wish: Wish): Promise<Finding> {

@@ -33,6 +33,16 @@ export function nextRun(pattern: Pattern, from: Date): Date {
   return CronExpressionParser.parse(pattern, { tz: 'UTC', currentDate: from }).next().toDate();
 }
 
+/**
+ * The first firing after the one that a tick was of. That is the nearest: the clock by which it fired may be minutes before or behind
+ * the one by which it was written down.
+ */
+export function firingAfter(pattern: Pattern, tick: Date): Date {
+  const next = nextRun(pattern, tick);
+  const before = CronExpressionParser.parse(pattern, { tz: 'UTC', currentDate: tick }).prev().toDate();
+  return next.getTime() - tick.getTime() < tick.getTime() - before.getTime() ? nextRun(pattern, next) : next;
+}
+
 /** The longest of the next gaps between two firings, in seconds: 900 for each quarter of an hour. */
 export function intervalOf(pattern: Pattern, from: Date): number {
   const expression = CronExpressionParser.parse(pattern, { tz: 'UTC', currentDate: from });
