@@ -6,6 +6,7 @@ import { startDashboard } from '../src/dashboard/server.ts';
 import { watchAlarms } from '../src/processors/watch-alarms.ts';
 import { pauseScheduler, resumeScheduler } from '../src/producers/schedules.ts';
 import { type AlarmPolicy, forgetAlarms, openAlarms, recentAlarms, settleAlarms } from '../src/store/alarms.ts';
+import { closeHour, failHour } from '../src/store/ledger.ts';
 import { coverFromNowOn } from '../src/store/ranges.ts';
 import { settleSchedule } from '../src/store/schedules.ts';
 import { startOf } from '../src/time/hour.ts';
@@ -155,6 +156,20 @@ test('an hour that is partial for too long is an alarm, kept over its re-runs, u
   expect((await settleAlarms(hourhand.pool, limits, after(62))).ended).toMatchObject([{ subject: hour }]);
 });
 
+test('an hour is partial no longer, nor for any longer, once it is closed as empty or owed as if it had never been', async () => {
+  await using hourhand = await startHourhand();
+  const { pool, policy } = hourhand;
+  const [empty, mended] = [h('2026-08-20T13'), h('2026-08-20T14')];
+  await hourhand.cover(empty, empty);
+  await failHour(pool, empty, 'eve: not done', policy, at('14:00:00'));
+  await failHour(pool, mended, 'eve: not done', policy, at('15:00:00'));
+  expect((await look(hourhand, '20:00:00')).raised).toHaveLength(2);
+  expect(await closeHour(pool, mended, 0, 'parent', policy)).toEqual({ outcome: 'open' });
+  expect(await hourhand.tick()).toMatchObject({ closedEmpty: [empty] });
+  expect((await look(hourhand, '20:01:00')).ended).toHaveLength(2);
+  expect((await pool.statHour.findMany()).map(({ partialSince }) => partialSince)).toEqual([null, null]);
+});
+
 test('of many partial hours a hundred are named, the oldest, and others when these are closed', async () => {
   await using hourhand = await startHourhand();
   await hourhand.pool.$executeRaw`
@@ -180,6 +195,7 @@ test('of a scheduler that is paused or off no tick is missed and no close; once 
   await pauseScheduler(hourhand, stats, 'ada');
   expect(await look(hourhand, '23:00:00')).toEqual(nothing);
   await resumeScheduler(hourhand, stats, 'ada');
+  expect(await settleAlarms(hourhand.pool, { ...limits, hourPartialMinutes: 0 })).toEqual(nothing);
   await hourhand.pool.statSchedule.update({ where: { id: stats }, data: { firesSince: at('17:00:30') } });
   expect(await look(hourhand, '17:03:00')).toEqual(nothing);
   expect(await look(hourhand, '17:04:01')).toEqual({ raised: [`tick-missed ${stats}`], ended: [] });

@@ -2,7 +2,7 @@ import type { Queue } from 'bullmq';
 import { afterAll, beforeAll, beforeEach, describe, expect, test } from 'vitest';
 import { type Ensured, pauseScheduler, resumeScheduler, runNow } from '../src/producers/schedules.ts';
 import { freeLost } from '../src/producers/watchdog.ts';
-import type { Deploy } from '../src/store/schedules.ts';
+import { type Deploy, scheduleOf } from '../src/store/schedules.ts';
 import { type Hourhand, h, startHourhand, until } from './support/hourhand.ts';
 import {
   deployOf,
@@ -215,6 +215,16 @@ describe('of two deploys the newer has the word:', () => {
     await ensure(hourhand, yearly, before);
     expect(await ensure(hourhand, monthly, after)).toBe('changed');
     await expectOne(hourhand, monthly);
+  });
+
+  test('its firings count from the moment in which it says other ones', async () => {
+    const since = async () => (await scheduleOf(hourhand.pool, id))?.firesSince;
+    await ensure(hourhand, yearly, today);
+    const first = await since();
+    await ensure(hourhand, yearly, later(today));
+    expect(await since()).toEqual(first);
+    await ensure(hourhand, monthly, later(later(today)));
+    expect(Number(await since())).toBeGreaterThan(Number(first));
   });
 
   test('they do not take turns', async () => {
