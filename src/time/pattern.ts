@@ -33,14 +33,15 @@ export function nextRun(pattern: Pattern, from: Date): Date {
   return CronExpressionParser.parse(pattern, { tz: 'UTC', currentDate: from }).next().toDate();
 }
 
-/**
- * The first firing after the one that a tick was of. That is the nearest: the clock by which it fired may be minutes before or behind
- * the one by which it was written down.
- */
+/** So much before its firing a tick may be written down: by as much the clock by which it fires may be fast. */
+const FAST_MS = 10 * 60_000;
+
+/** The first firing after the one that a tick was of, which is the one before it, or the next where that is nearer, and near. */
 export function firingAfter(pattern: Pattern, tick: Date): Date {
   const next = nextRun(pattern, tick);
   const before = CronExpressionParser.parse(pattern, { tz: 'UTC', currentDate: tick }).prev().toDate();
-  return next.getTime() - tick.getTime() < tick.getTime() - before.getTime() ? nextRun(pattern, next) : next;
+  const early = next.getTime() - tick.getTime();
+  return early < Math.min(tick.getTime() - before.getTime(), FAST_MS) ? nextRun(pattern, next) : next;
 }
 
 /** The longest of the next gaps between two firings, in seconds: 900 for each quarter of an hour. */
