@@ -183,7 +183,7 @@ export const environment = {
   CHANGE_HISTORY_DAYS: [
     whole(1, 36_600),
     '400',
-    'Days for which it is kept what changed in an hour after it had closed, and why.',
+    'Days for which it is kept what changed in an hour after it had closed, and why; and which alarms there were.',
   ],
   STALE_MODEL_CALL_TIMEOUT_MINUTES: [
     whole(1, MAX_MINUTES),

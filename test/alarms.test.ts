@@ -365,6 +365,9 @@ test('with no worker at all, the dashboard tells it', { timeout: 120_000 }, asyn
     90_000, // the first look is half a minute after the start, on purpose
   );
   expect(lines.join('\n')).toContain('alarm raised');
+  expect((await hourhand.run(['status'])).stdout).toMatch(
+    /^alarm +tick-missed model\.call\.stats: expected a tick at /m,
+  );
   dashboard.kill('SIGTERM');
   expect(await ended(dashboard)).toBe(0);
 });
