@@ -9,13 +9,13 @@ import { setTimeout as sleep } from 'node:timers/promises';
 import { root } from '../scripts/servers.mjs';
 import { connected } from './databases.mjs';
 
-const TABLES = ['ModelCallStat', 'StatHour', 'StatShard', 'StatMark', 'StatChange'];
+const TABLES = ['ModelCallStat', 'StatHour', 'StatShard', 'StatMark', 'StatChange', 'Backfill', 'BackfillHour'];
 const dist = (file) => import(`../dist/${file}`);
 
 /** Connections as a command has them, and so many workers. */
 export async function openHourhand(servers, { workers = 1, env = {} } = {}) {
-  const [{ readConfig }, { openConnections }, { createLogger }, hours] = await Promise.all(
-    ['config.js', 'connections.js', 'logger.js', 'producers/hours.js'].map(dist),
+  const [{ readConfig }, { openConnections }, { createLogger }, hours, backfills] = await Promise.all(
+    ['config.js', 'connections.js', 'logger.js', 'producers/hours.js', 'producers/backfills.js'].map(dist),
   );
   // The clean-up of calls that hang runs as well; it finds none, or the rivals would count other calls than hourhand did.
   const environment = {
@@ -55,7 +55,7 @@ export async function openHourhand(servers, { workers = 1, env = {} } = {}) {
     /** Milliseconds of a backfill, from before the ledger is asked until all is closed. */
     async backfill(range, asked = {}) {
       const since = performance.now();
-      const request = await hours.backfillHours(connections, range, {
+      const request = await backfills.backfillHours(connections, range, {
         only: 'all',
         reason: 'backfill',
         requestedBy: 'bench',

@@ -7,13 +7,14 @@ import { say } from './commands/say.ts';
 import { type Config, migrations } from './config.ts';
 import { type Connections, openConnections } from './connections.ts';
 import { createLogger } from './logger.ts';
-import { backfillHours } from './producers/hours.ts';
+import { backfillHours } from './producers/backfills.ts';
 import { holdsSample, loadSample, type Sample } from './sample.ts';
 import { startOfRunningHour } from './store/ledger.ts';
 import { migrate } from './store/migrate.ts';
 import { hourLines, ledgerStatus, settledHours } from './store/progress.ts';
 import { hourOf } from './time/hour.ts';
 import { type Range, spell } from './time/range.ts';
+import { startWatch } from './watch.ts';
 import { startWorker } from './worker.ts';
 
 // A process that stays would let its heap grow far beyond what it holds before it cleans up: rather a little more often.
@@ -29,7 +30,20 @@ const PATIENCE_MS = 5_000;
 
 /** One worker process. */
 export async function runWorker(config: Config): Promise<number> {
-  return untilSignal(config, async (connections) => [await startWorker(connections)]);
+  return untilSignal(config, async (connections) => {
+    if (config.METRICS_PORT === undefined) return [await startWorker(connections), startWatch(connections)];
+    const [{ openMetrics }, { serveMetrics }] = await Promise.all([
+      import('./metrics.ts'),
+      import('./worker-metrics.ts'),
+    ]);
+    const metrics = openMetrics();
+    const served = await serveMetrics(connections, metrics);
+    const worker = await startWorker(connections, process.env, metrics).catch(async (error: unknown) => {
+      await served.close();
+      throw error;
+    });
+    return [{ stop: served.close }, worker, startWatch(connections)];
+  });
 }
 
 /** The web server alone. */
@@ -38,7 +52,7 @@ export async function runDashboard(config: Config): Promise<number> {
     const { startDashboard } = await import('./dashboard/server.ts'); // a worker needs none of it
     const dashboard = await startDashboard(connections);
     say(`dashboard: ${dashboard.url}`);
-    return [{ stop: dashboard.close }];
+    return [{ stop: dashboard.close }, startWatch(connections)];
   });
 }
 
@@ -52,11 +66,16 @@ export async function runUp(config: Config, sample?: string): Promise<number> {
   for (const name of applied) say(`migration ${name} applied`);
   return untilSignal(config, async (connections) => {
     const loaded = sample && config.privateDatabase ? await sampleInto(connections, path.resolve(sample)) : undefined;
-    const { startDashboard } = await import('./dashboard/server.ts');
+    const [{ startDashboard }, { openMetrics }] = await Promise.all([
+      import('./dashboard/server.ts'),
+      import('./metrics.ts'),
+    ]);
+    const metrics = openMetrics();
     const dashboard = await startDashboard(connections, {
       sample: config.privateDatabase && (await holdsSample(connections.pool)),
+      metrics,
     });
-    const worker = await startWorker(connections).catch(async (error: unknown) => {
+    const worker = await startWorker(connections, process.env, metrics).catch(async (error: unknown) => {
       await dashboard.close();
       throw error;
     });
@@ -64,7 +83,7 @@ export async function runUp(config: Config, sample?: string): Promise<number> {
     const { watermark, owed } = await ledgerStatus(connections.pool, 0);
     if (watermark) say(`everything before ${hourOf(watermark)} is closed; ${owed} hours are owed`);
     say(`dashboard: ${dashboard.url}   (Ctrl-C stops)`);
-    return [worker, { stop: dashboard.close }];
+    return [worker, { stop: dashboard.close }, startWatch(connections)];
   });
 }
 
@@ -82,6 +101,7 @@ async function rollUpSample(connections: Connections, { range }: { range: Range 
     only: 'all',
     reason: 'backfill',
     requestedBy: 'sample',
+    requestedFrom: 'hourhand up',
   });
   const deadline = Date.now() + 30_000;
   while ((await settledHours(connections.pool, hours)).length < hours.length && Date.now() < deadline) {

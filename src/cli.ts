@@ -1,10 +1,13 @@
 // hourhand: the command line. A command reads what it needs when it is typed: a wrong word need not wait for a database client.
 
-import { userInfo } from 'node:os';
+import { hostname, userInfo } from 'node:os';
 import { Command, CommanderError, InvalidArgumentError, Option } from 'commander';
 import { say } from './commands/say.ts';
 import { type Config, ConfigError, migrations, readConfig, version } from './config.ts';
 import type { Connections } from './connections.ts';
+import { ROLES } from './dashboard/credentials.ts';
+import type { Action } from './store/actions.ts';
+import type { Db } from './store/db.ts';
 import { checkKept, parseKept } from './time/kept.ts';
 import { parseInstant, type Range, spell, wholeHours } from './time/range.ts';
 
@@ -37,11 +40,42 @@ program
   .description('the web server alone')
   .action(() => run(async (config) => (await import('./app.ts')).runDashboard(config)));
 
-program
+const schedule = program
   .command('schedule')
-  .description('see to the schedulers, and print them with their next runs')
+  .description('see to the schedulers, and print them with their last and next runs')
   .action(() =>
     run((config) => withConnections(config, {}, async (c) => (await import('./commands/schedule.ts')).schedule(c))),
+  );
+schedule
+  .command('pause')
+  .description('keep a scheduler from firing, whatever any deploy says, until it is resumed')
+  .argument('<id>', 'such as model.call.stats')
+  .action((id: string) =>
+    run((config) =>
+      withConnections(config, {}, async (c) =>
+        (await import('./commands/schedule.ts')).pause(c, id, userInfo().username),
+      ),
+    ),
+  );
+schedule
+  .command('resume')
+  .description('have a paused scheduler fire again')
+  .argument('<id>')
+  .action((id: string) =>
+    run((config) =>
+      withConnections(config, {}, async (c) =>
+        (await import('./commands/schedule.ts')).resume(c, id, userInfo().username),
+      ),
+    ),
+  );
+schedule
+  .command('run')
+  .description('one tick now, also of a scheduler that is paused or off')
+  .argument('<id>')
+  .action((id: string) =>
+    run((config) =>
+      withConnections(config, {}, async (c) => (await import('./commands/schedule.ts')).tickNow(c, id)),
+    ),
   );
 
 program
@@ -51,6 +85,9 @@ program
     run(async (config) => {
       const { migrate } = await import('./store/migrate.ts');
       const applied = await migrate(config.DATABASE_URL, migrations, (name) => say(`applied ${name}`));
+      // Only now is there an account to write into.
+      if (applied.length > 0)
+        await withAccount(config, { what: 'migrate', subject: applied.join(', ') }, async () => 0);
       say(applied.length === 0 ? 'nothing to apply' : `${applied.length} applied`);
       return 0;
     }),
@@ -66,7 +103,7 @@ program
   .option('--dry-run', 'say what would be done, and change nothing', false)
   .action(({ by, ahead, dryRun }) =>
     run((config) =>
-      withConnections(config, {}, async (c) =>
+      withConnections(config, { changes: !dryRun && { what: 'partition', subject: `by ${by}` } }, async (c) =>
         (await import('./commands/partition.ts')).partition(c, { plan: { by, ahead }, dryRun }),
       ),
     ),
@@ -78,7 +115,11 @@ program
   .argument('<file>', 'FILE.csv, FILE.csv.gz or -')
   .option('--skip-bad', 'name bad lines and import the rest', false)
   .action((file: string, { skipBad }) =>
-    run(async (config) => (await import('./commands/import.ts')).importFile(config, file, { skipBad })),
+    run((config) =>
+      withAccount(config, { what: 'import', subject: file }, async () =>
+        (await import('./commands/import.ts')).importFile(config, file, { skipBad }),
+      ),
+    ),
   );
 
 withRange(program.command('backfill').description('ask for the hours of [from, to), widened to whole hours'))
@@ -91,12 +132,55 @@ withRange(program.command('backfill').description('ask for the hours of [from, t
       command.error('error: expected --user or --only, got both');
     }
     if (user === '') command.error('error: --user: expected a user, got ""');
-    const options = { user, only, dryRun, wait, requestedBy: userInfo().username };
+    const options = { user, only, dryRun, wait, requestedBy: osUser(), requestedFrom: commandLine() };
     const range = rangeOf(from, to);
+    const changes = !dryRun && { what: 'backfill', subject: spell(range), detail: { user, only } };
     return run((config) =>
-      withConnections(config, {}, async (c) => (await import('./commands/backfill.ts')).backfill(c, range, options)),
+      withConnections(config, { changes }, async (c) =>
+        (await import('./commands/backfill.ts')).backfill(c, range, options),
+      ),
     );
   });
+
+const backfills = program
+  .command('backfills')
+  .description('the newest backfills: who asked for what, and how far it is')
+  .option('--json', 'for machines', false)
+  .action((options) =>
+    run((config) =>
+      withConnections(config, {}, async (c) => (await import('./commands/backfills.ts')).backfills(c, options)),
+    ),
+  );
+backfills
+  .command('show')
+  .description('one of them, with its failed hours')
+  .argument('<id>', 'its number', backfillId)
+  .action((id: number, _, command: Command) =>
+    run((config) =>
+      withConnections(config, {}, async (c) =>
+        (await import('./commands/backfills.ts')).showBackfill(c, id, command.optsWithGlobals()),
+      ),
+    ),
+  );
+for (const [change, description] of [
+  ['pause', 'until it is resumed, its hours that are not done are not rolled up'],
+  ['resume', 'go on'],
+  ['cancel', 'its hours that are not done become again what they were'],
+  ['retry', 'ask for its failed hours again'],
+] as const) {
+  backfills
+    .command(change)
+    .description(description)
+    .argument('<id>', 'its number', backfillId)
+    .action((id: number) => {
+      const by = userInfo().username;
+      return run((config) =>
+        withConnections(config, {}, async (c) =>
+          (await import('./commands/backfills.ts')).changeBackfill(c, change, { id, by }),
+        ),
+      );
+    });
+}
 
 withRange(program.command('stats').description('the stored statistics'))
   .addOption(
@@ -146,7 +230,9 @@ models
   .argument('<file>', 'FILE.json, or -')
   .action((file: string) =>
     run((config) =>
-      withConnections(config, {}, async (c) => (await import('./commands/models.ts')).importModels(c, file)),
+      withConnections(config, { changes: { what: 'models import', subject: file } }, async (c) =>
+        (await import('./commands/models.ts')).importModels(c, file),
+      ),
     ),
   );
 models
@@ -154,14 +240,22 @@ models
   .description("know the models that a provider's own list names")
   .argument('<provider>', 'its id')
   .action((id: string) =>
-    run((config) => withConnections(config, {}, async (c) => (await import('./commands/models.ts')).discover(c, id))),
+    run((config) =>
+      withConnections(config, { changes: { what: 'models discover', subject: id } }, async (c) =>
+        (await import('./commands/models.ts')).discover(c, id),
+      ),
+    ),
   );
 models
   .command('forget')
   .description('forget a provider with its models, or one of them')
   .argument('<name>', 'PROVIDER or PROVIDER/MODEL')
   .action((name: string) =>
-    run((config) => withConnections(config, {}, async (c) => (await import('./commands/models.ts')).forget(c, name))),
+    run((config) =>
+      withConnections(config, { changes: { what: 'models forget', subject: name } }, async (c) =>
+        (await import('./commands/models.ts')).forget(c, name),
+      ),
+    ),
   );
 models
   .command('status')
@@ -179,12 +273,15 @@ models
   .option('--probe', 'probe them whatever their real calls say', false)
   .action((names: string[], { probe }) =>
     run((config) =>
-      withConnections(config, {}, async (c) =>
-        (await import('./commands/models.ts')).checkNow(c, {
-          models: names,
-          probe,
-          requestedBy: userInfo().username,
-        }),
+      withConnections(
+        config,
+        { changes: { what: 'check models', subject: names.join(', ') || 'all', detail: { probe } } },
+        async (c) =>
+          (await import('./commands/models.ts')).checkNow(c, {
+            models: names,
+            probe,
+            requestedBy: osUser(),
+          }),
       ),
     ),
   );
@@ -194,9 +291,11 @@ program
   .description('fail the calls that have been processing for longer than their time-out')
   .option('--dry-run', 'show them, and change nothing', false)
   .action(({ dryRun }) => {
-    const options = { dryRun, requestedBy: userInfo().username };
+    const options = { dryRun, requestedBy: osUser() };
     return run((config) =>
-      withConnections(config, {}, async (c) => (await import('./commands/stale.ts')).stale(c, options)),
+      withConnections(config, { changes: !dryRun && { what: 'stale' } }, async (c) =>
+        (await import('./commands/stale.ts')).stale(c, options),
+      ),
     );
   });
 
@@ -209,10 +308,23 @@ program
   .action(({ calls, stats, dryRun }, command: Command) => {
     if (calls === undefined && stats === undefined) command.error('error: expected --calls or --stats, got neither');
     checkKept({ calls, stats });
-    const options = { kept: { calls, stats }, dryRun, requestedBy: userInfo().username };
+    const changes = !dryRun && { what: 'retain', detail: { keptHours: { calls, stats } } };
+    const options = { kept: { calls, stats }, dryRun, requestedBy: osUser() };
     return run((config) =>
-      withConnections(config, {}, async (c) => (await import('./commands/retain.ts')).retainCommand(c, options)),
+      withConnections(config, { changes }, async (c) =>
+        (await import('./commands/retain.ts')).retainCommand(c, options),
+      ),
     );
+  });
+
+program
+  .command('credentials')
+  .description('print a line for DASHBOARD_CREDENTIALS: the password comes from standard input, unseen')
+  .argument('<name>', 'who signs in, or the machine that asks')
+  .addOption(new Option('--role <role>', 'what they may').choices(ROLES).makeOptionMandatory())
+  .option('--token', 'make an API token instead, and show it once', false)
+  .action(async (name: string, options) => {
+    process.exitCode = await (await import('./commands/credentials.ts')).credentials(name, options);
   });
 
 program
@@ -262,6 +374,11 @@ function partitionsAhead(text: string): number {
   throw new InvalidArgumentError(`expected a whole number from 1 to 366, got "${text}"`);
 }
 
+function backfillId(text: string): number {
+  if (/^[1-9]\d{0,14}$/.test(text)) return Number(text);
+  throw new InvalidArgumentError(`expected the number of a backfill, such as 7, got "${text}"`);
+}
+
 /** Widened to whole hours, aloud. */
 function rangeOf(from: Date, to: Date): Range {
   const range = wholeHours(from, to);
@@ -274,9 +391,10 @@ async function run(work: (config: Config) => Promise<number>): Promise<void> {
   process.exitCode = await work(readConfig());
 }
 
+/** @param changes what the command changes, where it does: that leaves a line in the account */
 async function withConnections(
   config: Config,
-  options: { patient?: boolean },
+  { changes = false, ...options }: { patient?: boolean; changes?: Change | false },
   work: (connections: Connections) => Promise<number>,
 ): Promise<number> {
   // What a server says that cannot be reached is in the error that ends the command.
@@ -287,9 +405,51 @@ async function withConnections(
   const log = createLogger('error', process.stderr);
   const connections = await openConnections(config, log, options);
   try {
-    return await work(connections);
+    return changes ? await accounted(connections.pool, changes, () => work(connections)) : await work(connections);
   } finally {
     await connections.close();
+  }
+}
+
+type Change = Pick<Action, 'what' | 'subject' | 'detail'>;
+
+/** For what needs no Redis. */
+async function withAccount(config: Config, change: Change, work: () => Promise<number>): Promise<number> {
+  const [{ connect }, { connectClient }] = await Promise.all([import('./store/db.ts'), import('./store/client.ts')]);
+  await (await connectClient(config.DATABASE_URL, change.what)).end(); // or it says in words why not
+  const pool = connect(config.DATABASE_URL, { connections: 1, onError: () => {} });
+  try {
+    return await accounted(pool, change, work);
+  } finally {
+    await pool.$disconnect();
+  }
+}
+
+/** Write down who is about to change what; without that line nothing is changed. Then what came of it. */
+async function accounted(db: Db, change: Change, work: () => Promise<number>): Promise<number> {
+  const { recordAction, settleAction } = await import('./store/actions.ts');
+  const seq = await recordAction(db, { ...change, who: osUser(), from: commandLine() });
+  let outcome = 'failed';
+  try {
+    const code = await work();
+    outcome = `exit ${code}`;
+    return code;
+  } finally {
+    // What was done is done: the line stays without its outcome, where the server has gone meanwhile.
+    await settleAction(db, seq, outcome).catch(() => {});
+  }
+}
+
+/** In a container the user may have no name. */
+function commandLine(): string {
+  return `command line on ${hostname()}`;
+}
+
+function osUser(): string {
+  try {
+    return userInfo().username;
+  } catch {
+    return `user ${process.getuid?.() ?? 'unknown'}`;
   }
 }
 

@@ -1,9 +1,12 @@
 // What can be set, and what is it set to?
 
 import { existsSync, readFileSync } from 'node:fs';
+import { isIP } from 'node:net';
 import { availableParallelism } from 'node:os';
 import path from 'node:path';
+import proxyAddr from 'proxy-addr';
 import { z } from 'zod';
+import { parseCredentials } from './dashboard/credentials.ts';
 import { ModelCallType } from './generated/prisma/enums.ts';
 import { inTheClear } from './providers/base-url.ts';
 import { checkKept, parseKept } from './time/kept.ts';
@@ -79,6 +82,26 @@ const yesOrNo = z
   .transform((text) => text === 'true')
   .meta({ expected: 'true or false' });
 
+const listed = (text: string) =>
+  text
+    .split(',')
+    .map((one) => one.trim())
+    .filter((one) => one !== '');
+
+const header = z
+  .string()
+  .regex(/^[\w-]{1,100}$/)
+  .toLowerCase()
+  .meta({ expected: "a header's name" });
+const webhookUrl = z
+  .union([z.literal(''), url('https:', 'http:')])
+  .meta({ expected: 'a URL that begins with https://', secret: true });
+
+const webhookSecret = z
+  .string()
+  .regex(/^$|^[\x21-\x7e]{16,}$/)
+  .meta({ expected: 'at least 16 printable characters', secret: true });
+
 const GENERATED = ['imageGeneration', 'audioGeneration', 'video'] as const;
 
 /**
@@ -107,11 +130,104 @@ export const environment = {
   ],
   PORT: [whole(0, 65_535), '3000', "The dashboard's port; 0 takes a free one."],
   HOST: [
-    z.enum(['127.0.0.1', 'localhost', '::1']).meta({
-      expected: '127.0.0.1, localhost or ::1: until it can ask who is there, the dashboard serves this machine alone',
-    }),
+    z
+      .string()
+      .refine((text) => isIP(text) > 0 || /^[a-z\d]([a-z\d.-]{0,251}[a-z\d])?$/i.test(text))
+      .meta({ expected: 'an IP address or the name of a host' }),
     '127.0.0.1',
-    "The dashboard's address. Loopback only.",
+    "The dashboard's address. Any other than this machine's own needs `DASHBOARD_CREDENTIALS` or `PROXY_ADDRESSES`.",
+  ],
+  PUBLIC_URL: [
+    z
+      .string()
+      .refine((text) => text === '' || /^https?:\/\/[^/?#@]+\/?$/i.test(text))
+      .refine((text) => text === '' || URL.canParse(text))
+      .meta({ expected: 'a URL such as https://hourhand.example, without a path, or nothing' }),
+    '',
+    'What browsers call the dashboard, where a reverse proxy stands before it: the host and the origin that it answers to. With https its cookies are for https alone.',
+  ],
+  DASHBOARD_CREDENTIALS: [
+    readBy(parseCredentials).meta({
+      expected: 'lines NAME:viewer|operator:HASH, divided by line breaks or ;',
+      secret: true,
+    }),
+    '',
+    'Who may see (viewer) and change (operator): what `hourhand credentials NAME --role …` prints. A hash is of a password, or of a token.',
+  ],
+  DASHBOARD_CREDENTIALS_FILE: [
+    z.string().meta({ expected: 'the path of a file' }),
+    '',
+    'A file of such lines, read when the dashboard starts; both count where both are given.',
+  ],
+  DASHBOARD_SECRET: [
+    z
+      .string()
+      .regex(/^$|^[\x21-\x7e]{32,}$/)
+      .meta({ expected: 'at least 32 printable characters', secret: true }),
+    '',
+    'What sessions and forms are signed with; by default it is derived from the credentials, and ends all sessions when they change.',
+  ],
+  DASHBOARD_SESSION_HOURS: [whole(1, 720), '12', 'Hours without a request after which somebody must sign in again.'],
+  PROXY_ADDRESSES: [
+    readBy((text) => {
+      const addresses = listed(text);
+      try {
+        if (addresses.length > 0) proxyAddr.compile(addresses);
+      } catch {
+        throw new Error(`expected IP addresses or ranges such as 10.0.0.0/8, divided by commas, got "${text}"`);
+      }
+      return addresses;
+    }).meta({ expected: 'IP addresses or ranges such as 10.0.0.0/8, divided by commas' }),
+    '',
+    'Reverse proxies whose word counts of who asks and from where. They must drop those headers of whoever they serve.',
+  ],
+  PROXY_USER_HEADER: [header, 'x-forwarded-user', 'The header in which such a proxy names the user.'],
+  PROXY_GROUPS_HEADER: [
+    header,
+    'x-forwarded-groups',
+    "The header in which it names the user's groups, divided by commas.",
+  ],
+  PROXY_OPERATORS: [
+    z.string().transform(listed).meta({ expected: 'names, divided by commas' }),
+    '',
+    'Users and groups of such a proxy who are operators; its other users are viewers.',
+  ],
+  METRICS_PORT: [
+    z
+      .union([z.literal('').transform(() => undefined), whole(0, 65_535)])
+      .meta({ expected: 'a whole number from 0 to 65535, or nothing' }),
+    '',
+    'Where `hourhand worker` serves its own `/metrics`; 0 takes a free port, nothing serves none. Those of the dashboard are on `PORT`.',
+  ],
+  METRICS_HOST: [
+    z
+      .string()
+      .regex(/^[\w.:-]+$/)
+      .meta({ expected: 'an address of this machine' }),
+    '127.0.0.1',
+    'The address of that port. Other than loopback only with `METRICS_TOKEN`.',
+  ],
+  METRICS_TOKEN: [
+    z
+      .string()
+      .regex(/^$|^[\x21-\x7e]{16,}$/)
+      .meta({ expected: 'at least 16 printable characters', secret: true }),
+    '',
+    'The bearer token that is asked for at that port.',
+  ],
+  OTEL_EXPORTER_OTLP_ENDPOINT: [
+    z
+      .union([z.literal(''), url('http:', 'https:')])
+      .meta({ expected: 'a URL that begins with http:// or https://', secret: true }),
+    '',
+    'The collector that jobs are traced to, by OTLP over HTTP, at its `/v1/traces`; nothing: no traces. `OTEL_SERVICE_NAME`, `OTEL_RESOURCE_ATTRIBUTES`, `OTEL_EXPORTER_OTLP_HEADERS` and `OTEL_TRACES_SAMPLER` are as OpenTelemetry means them.',
+  ],
+  OTEL_EXPORTER_OTLP_TRACES_ENDPOINT: [
+    z
+      .union([z.literal(''), url('http:', 'https:')])
+      .meta({ expected: 'a URL that begins with http:// or https://', secret: true }),
+    '',
+    "The same as the whole URL of the collector's traces.",
   ],
   LOG_LEVEL: [
     z
@@ -174,7 +290,7 @@ export const environment = {
   CHANGE_HISTORY_DAYS: [
     whole(1, 36_600),
     '400',
-    'Days for which it is kept what changed in an hour after it had closed, and why.',
+    'Days for which it is kept what changed in an hour after it had closed, and why; which runs and alarms there were; and what was changed by hand, and by whom.',
   ],
   STALE_MODEL_CALL_TIMEOUT_MINUTES: [
     whole(1, MAX_MINUTES),
@@ -246,24 +362,36 @@ export const environment = {
   MODEL_ALLOW_HTTP: [
     yesOrNo,
     'false',
-    'Ask providers and the webhook by plain http on other machines too, where the key and the answer can be read on the way.',
+    'Ask providers and the webhooks by plain http on other machines too, where the key and the answer can be read on the way.',
   ],
   MODEL_HISTORY_DAYS: [whole(31, 3_660), '90', "Days for which a model's transitions and probes are kept."],
   MODEL_WEBHOOK_URL: [
-    z
-      .union([z.literal(''), url('https:', 'http:')])
-      .meta({ expected: 'a URL that begins with https://', secret: true }),
+    webhookUrl,
     '',
     "Told of each transition of a model's status, signed; https, or http on this machine (`MODEL_ALLOW_HTTP`).",
   ],
   MODEL_WEBHOOK_SECRET: [
-    z
-      .string()
-      .regex(/^$|^[\x21-\x7e]{16,}$/)
-      .meta({ expected: 'at least 16 printable characters', secret: true }),
+    webhookSecret,
     '',
     'What the webhook is signed with (HMAC-SHA256, as in the Standard Webhooks specification).',
   ],
+  ALARM_NO_HOUR_CLOSED_MINUTES: [
+    whole(0, 527_040),
+    '120',
+    'An alarm where no hour of the live range has closed for longer; 0: never. This and what follows: the same in every process.',
+  ],
+  ALARM_TICK_MISSED_SECONDS: [
+    whole(0, 86_400),
+    '180',
+    'An alarm where a scheduler has no tick so long after it was to fire; 0: never.',
+  ],
+  ALARM_HOUR_PARTIAL_MINUTES: [whole(0, 527_040), '60', 'An alarm where an hour is partial for longer; 0: never.'],
+  ALARM_WEBHOOK_URL: [
+    webhookUrl,
+    '',
+    'Told of each alarm once, and of its end, signed; https, or http on this machine (`MODEL_ALLOW_HTTP`).',
+  ],
+  ALARM_WEBHOOK_SECRET: [webhookSecret, '', 'What that webhook is signed with, likewise.'],
 } as const satisfies Record<string, readonly [z.ZodType, string | undefined, string]>;
 
 type Parsed = { [Name in keyof typeof environment]: z.infer<(typeof environment)[Name][0]> };
@@ -316,7 +444,7 @@ export function readConfig(env: NodeJS.ProcessEnv = process.env): Config {
   if (problems.length > 0) throw new ConfigError(problems.join('\n'));
   // Each name was parsed by its own schema just above.
   const parsed = Object.fromEntries(values) as Parsed;
-  const wrong = redisProblem(parsed) ?? webhookProblem(parsed) ?? retainProblem(parsed);
+  const wrong = redisProblem(parsed) ?? webhookProblem(parsed) ?? retainProblem(parsed) ?? metricsProblem(parsed);
   if (wrong) throw new ConfigError(wrong);
   const privateDatabase = !env.DATABASE_URL || env.DATABASE_URL === servers.databaseUrl;
   return {
@@ -339,16 +467,26 @@ function redisProblem({ REDIS_CLUSTER, REDIS_URL }: Parsed): string | undefined 
   return 'REDIS_URL: expected no database beside REDIS_CLUSTER=true, for a cluster has 0 alone, got another (not shown)';
 }
 
-function webhookProblem({
-  MODEL_WEBHOOK_URL: url,
-  MODEL_WEBHOOK_SECRET,
-  MODEL_ALLOW_HTTP,
+function metricsProblem({
+  METRICS_HOST: host,
+  METRICS_PORT: port,
+  METRICS_TOKEN: token,
 }: Parsed): string | undefined {
+  if (port === undefined || token !== '' || ['127.0.0.1', 'localhost', '::1'].includes(host)) return undefined;
+  return 'METRICS_TOKEN: expected at least 16 printable characters where METRICS_HOST is not 127.0.0.1, localhost or ::1, got none';
+}
+
+function webhookProblem(parsed: Parsed): string | undefined {
+  return webhookProblemOf('MODEL', parsed) ?? webhookProblemOf('ALARM', parsed);
+}
+
+function webhookProblemOf(whose: 'MODEL' | 'ALARM', parsed: Parsed): string | undefined {
+  const { [`${whose}_WEBHOOK_URL` as const]: url, [`${whose}_WEBHOOK_SECRET` as const]: secret } = parsed;
   if (url === '') return undefined;
-  if (MODEL_WEBHOOK_SECRET === '')
-    return 'MODEL_WEBHOOK_SECRET: expected at least 16 printable characters beside MODEL_WEBHOOK_URL, got none';
-  if (MODEL_ALLOW_HTTP || !inTheClear(new URL(url))) return undefined;
-  return 'MODEL_WEBHOOK_URL: expected https, or http to this machine (MODEL_ALLOW_HTTP allows more), got http';
+  if (secret === '')
+    return `${whose}_WEBHOOK_SECRET: expected at least 16 printable characters beside ${whose}_WEBHOOK_URL, got none`;
+  if (parsed.MODEL_ALLOW_HTTP || !inTheClear(new URL(url))) return undefined;
+  return `${whose}_WEBHOOK_URL: expected https, or http to this machine (MODEL_ALLOW_HTTP allows more), got http`;
 }
 
 function retainProblem({ RETAIN_MODEL_CALLS_CRON_TIME, RETAIN_CALLS: calls, RETAIN_STATS: stats }: Parsed) {

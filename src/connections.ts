@@ -1,6 +1,6 @@
 // How are both servers reached, and what is said when one does not answer?
 
-import { type Config, migrations } from './config.ts';
+import { type Config, migrations, version } from './config.ts';
 import type { Logger } from './logger.ts';
 import type { AuditPolicy } from './processors/audit-hours.ts';
 import type { CheckPolicy } from './processors/check-models.ts';
@@ -17,11 +17,13 @@ import {
   type RedisConnection,
   untilReady,
 } from './queues/redis.ts';
+import type { AlarmPolicy } from './store/alarms.ts';
+import type { CutPolicy } from './store/cut.ts';
 import { connect, type Pool, reasonOf } from './store/db.ts';
-import type { CutPolicy } from './store/ledger.ts';
 import { pendingMigrations } from './store/migrate.ts';
 import type { Kept } from './time/kept.ts';
 import { intervalOf, type Pattern } from './time/pattern.ts';
+import type { Traces } from './traces.ts';
 
 /** What a worker, the dashboard and the commands work with; opened first, closed last. */
 export interface Connections {
@@ -34,8 +36,11 @@ export interface Connections {
   readonly modelPolicy: CheckPolicy & ProbePolicy;
   readonly stalePolicy: StalePolicy;
   readonly auditPolicy: AuditPolicy;
+  readonly alarmPolicy: AlarmPolicy;
   /** What the scheduler's retention keeps. */
   readonly kept: Kept;
+  /** Where a collector is named. */
+  readonly traces?: Traces;
   close(): Promise<void>;
 }
 
@@ -56,9 +61,10 @@ export async function openConnections(config: Config, log: Logger, { patient = f
     patient,
   });
   const redis = producerConnection(redisAddress(config), quieted('Redis'));
+  let traces: Traces | undefined;
   const close = async () => {
     redis.disconnect();
-    await pool.$disconnect();
+    await Promise.all([traces?.stop(), pool.$disconnect()]);
   };
   try {
     await within(BOOT_MS, 'PostgreSQL', pool.$queryRaw`select 1`);
@@ -66,6 +72,7 @@ export async function openConnections(config: Config, log: Logger, { patient = f
     if (pending.length > 0) throw new Error(`the database lacks ${pending.join(', ')}: type hourhand migrate`);
     await untilReady(redis, BOOT_MS);
     await askForKey(redis, config.REDIS_PREFIX);
+    traces = await tracesOf(config, quieted('collector of traces'));
   } catch (error) {
     await close();
     throw error;
@@ -100,9 +107,35 @@ export async function openConnections(config: Config, log: Logger, { patient = f
     historyDays: config.CHANGE_HISTORY_DAYS,
     callsKeptDays: config.CALLS_KEPT_DAYS,
   };
+  const alarmPolicy = {
+    noHourClosedMinutes: config.ALARM_NO_HOUR_CLOSED_MINUTES,
+    tickMissedSeconds: config.ALARM_TICK_MISSED_SECONDS,
+    hourPartialMinutes: config.ALARM_HOUR_PARTIAL_MINUTES,
+  };
   const kept = { calls: config.RETAIN_CALLS, stats: config.RETAIN_STATS };
-  const queues = openQueues(redis, config.REDIS_PREFIX);
-  return { config, log, pool, redis, queues, policy, modelPolicy, stalePolicy, auditPolicy, kept, close };
+  const queues = openQueues(redis, config.REDIS_PREFIX, traces?.of);
+  return {
+    config,
+    log,
+    pool,
+    redis,
+    queues,
+    policy,
+    modelPolicy,
+    stalePolicy,
+    auditPolicy,
+    alarmPolicy,
+    kept,
+    traces,
+    close,
+  };
+}
+
+/** Nothing of it is loaded where no collector is named. */
+async function tracesOf(config: Config, onError: (error: Error) => void): Promise<Traces | undefined> {
+  const { OTEL_EXPORTER_OTLP_ENDPOINT: base, OTEL_EXPORTER_OTLP_TRACES_ENDPOINT: own } = config;
+  const url = own || (base && `${base.replace(/\/$/, '')}/v1/traces`);
+  return url ? (await import('./traces.ts')).startTraces(url, version, onError) : undefined;
 }
 
 /** From one firing to the next; of a scheduler that is off, whose work is asked for by hand, a day. */
@@ -126,7 +159,8 @@ export function quiet(log: Logger): (server: string) => (error: Error) => void {
   };
 }
 
-async function within<T>(ms: number, server: string, promise: Promise<T>): Promise<T> {
+/** @throws {Error} naming the server, also where it does not answer in time */
+export async function within<T>(ms: number, server: string, promise: Promise<T>): Promise<T> {
   let timer: NodeJS.Timeout | undefined;
   const late = new Promise<never>((_, reject) => {
     timer = setTimeout(() => reject(new Error(`no answer within ${ms / 1000} s`)), ms);

@@ -12,8 +12,9 @@ import {
 import { type Config, version } from './config.ts';
 import { quiet } from './connections.ts';
 import type { Logger } from './logger.ts';
+import type { Metrics, Outcome, QueueCounts } from './metrics.ts';
 import type { Process } from './processors/context.ts';
-import type { RedisConnection } from './queues/redis.ts';
+import type { RedisConnection, TelemetryOf } from './queues/redis.ts';
 import { reasonOf } from './store/db.ts';
 
 export const MINUTE_MS = 60_000;
@@ -23,21 +24,30 @@ const SIGNALS = [WaitingChildrenError, DelayedError, WaitingError, RateLimitErro
 
 /**
  * Workers on one connection, each for a queue: so many jobs at once, each with a deadline. Every failure is logged here, and
- * nowhere else.
+ * nowhere else; every attempt is counted here.
  */
 export function queueWorkers({
   config,
   log,
   connection,
+  telemetryOf,
+  metrics,
 }: {
   config: Config;
   log: Logger;
   connection: RedisConnection;
+  telemetryOf?: TelemetryOf | undefined;
+  /** Where what is counted is also served. */
+  metrics?: Metrics | undefined;
 }) {
   const onError = quiet(log);
   return (queue: string, concurrency: number, deadlineMs: number, process: Process): Worker => {
-    const worker = new Worker(queue, (job, token, signal) => attempt(log, process, deadlineMs, job, token, signal), {
+    const counts = metrics?.of(queue);
+    const work = (job: Job, token?: string, signal?: AbortSignal) =>
+      counted(counts, job, () => attempt(log, process, deadlineMs, job, token, signal));
+    const worker = new Worker(queue, work, {
       connection,
+      telemetry: telemetryOf?.(queue),
       prefix: config.REDIS_PREFIX,
       concurrency,
       name: `hourhand-${version}`, // no blanks: Redis refuses them in a connection's name
@@ -51,20 +61,50 @@ export function queueWorkers({
     worker.on('failed', (job, error) => {
       const { hour } = Object(job?.data);
       const attempt = job?.attemptsMade;
-      const final =
-        error instanceof UnrecoverableError || attempt === undefined || attempt >= (job?.opts.attempts ?? 1);
+      const final = job === undefined || isFinal(job, job.attemptsMade, error);
       log[final ? 'error' : 'warn'](
         { queue, job: job?.name, hour, attempt, final, reason: reasonOf(error) },
         'job failed',
       );
     });
-    worker.on('stalled', (id) => log.warn({ queue, id }, 'job stalled, taken over'));
+    worker.on('stalled', (id) => {
+      counts?.stalled();
+      log.warn({ queue, id }, 'job stalled, taken over');
+    });
     // Somebody else runs it by now: the zombie stops at its next step, and the database refuses the rest.
     worker.on('lockRenewalFailed', (ids) => {
       for (const id of ids) worker.cancelJob(id, 'lock lost');
     });
     return worker;
   };
+}
+
+/** Whether a job is tried no more. */
+function isFinal({ opts }: Job, attempts: number, error: unknown): boolean {
+  return error instanceof UnrecoverableError || attempts >= (opts.attempts ?? 1);
+}
+
+const isSignal = (error: unknown) => SIGNALS.some((Signal) => error instanceof Signal);
+
+/** Count an attempt, by the step at which it begins: the job's data names another in between. */
+async function counted<Result>(
+  counts: QueueCounts | undefined,
+  job: Job,
+  attempt: () => Promise<Result>,
+): Promise<Result> {
+  if (!counts) return attempt();
+  const { step } = Object(job.data);
+  const begun = performance.now();
+  const count = (outcome: Outcome) =>
+    counts.attempt(typeof step === 'string' ? step : '', outcome, (performance.now() - begun) / 1_000);
+  try {
+    const result = await attempt();
+    count('completed');
+    return result;
+  } catch (error) {
+    count(isSignal(error) ? 'moved' : isFinal(job, job.attemptsMade + 1, error) ? 'failed' : 'retried');
+    throw error;
+  }
 }
 
 /** One attempt: given up when its lock is lost or its deadline has passed. */
@@ -84,7 +124,7 @@ async function attempt(
   try {
     return await Promise.race([process({ job, token, log, signal: ending.signal }), aborted(ending.signal)]);
   } catch (error) {
-    if (error instanceof UnrecoverableError || SIGNALS.some((Signal) => error instanceof Signal)) throw error;
+    if (error instanceof UnrecoverableError || isSignal(error)) throw error;
     // Without the database client's preamble: this is what an operator reads in Bull Board.
     throw new Error(reasonOf(error), { cause: error });
   } finally {

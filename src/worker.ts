@@ -1,24 +1,28 @@
 // What does a worker process do, from its start to its end?
 
 import { setTimeout as sleep } from 'node:timers/promises';
-import { type Config, version } from './config.ts';
+import { version } from './config.ts';
 import { type Connections, quiet, redisAddress } from './connections.ts';
-import { announceTransitionProcessor, type WebhookTarget } from './processors/announce-transition.ts';
+import type { Metrics } from './metrics.ts';
+import { announceTransitionProcessor } from './processors/announce-transition.ts';
 import { askForProcessor } from './processors/ask-for.ts';
 import { auditHoursProcessor } from './processors/audit-hours.ts';
 import { checkModelsProcessor } from './processors/check-models.ts';
+import type { Process } from './processors/context.ts';
 import { failStaleCallsProcessor } from './processors/fail-stale-calls.ts';
 import { probeModelProcessor } from './processors/probe-model.ts';
 import { retainCallsProcessor } from './processors/retain-calls.ts';
 import { rollUpHourProcessor } from './processors/roll-up-hour.ts';
 import { rollUpMarksProcessor } from './processors/roll-up-marks.ts';
 import { rollUpUsersProcessor } from './processors/roll-up-users.ts';
+import { targetOf } from './processors/tell-webhook.ts';
+import { tickProcessor } from './processors/tick.ts';
 import { tickLateProcessor } from './processors/tick-late.ts';
 import { tickModelsProcessor } from './processors/tick-models.ts';
 import { tickStatsProcessor } from './processors/tick-stats.ts';
 import { enqueueOwed } from './producers/hours.ts';
 import { keepPartitions } from './producers/partitions.ts';
-import { ensureScheduler, wishes } from './producers/schedules.ts';
+import { ensureScheduler, type SchedulerId, ticksOf, wishes } from './producers/schedules.ts';
 import { freeLost } from './producers/watchdog.ts';
 import { MINUTE_MS, queueWorkers } from './queue-worker.ts';
 import { auditHours } from './queues/audit.ts';
@@ -27,6 +31,8 @@ import { maxmemoryPolicy, takesTurn, workerConnection } from './queues/redis.ts'
 import { retainCalls } from './queues/retain.ts';
 import { failStaleCalls } from './queues/stale.ts';
 import { rollUpHour, rollUpMarks, rollUpUsers } from './queues/stats.ts';
+import { repeat } from './repeat.ts';
+import { finishBackfills } from './store/backfills.ts';
 import { deriveWaiting } from './store/hour-models.ts';
 import { nameOf } from './store/partitions.ts';
 import { coverFromNowOn } from './store/ranges.ts';
@@ -45,12 +51,14 @@ const DRAIN_MS = 4_000;
  * and what is owed. Any number of such processes may run: each looks when it starts, then one of them for all.
  *
  * @param env where the providers' keys are looked up by their names
+ * @param metrics where what is counted is also served
  */
 export async function startWorker(
   connections: Connections,
   env: NodeJS.ProcessEnv = process.env,
+  metrics?: Metrics,
 ): Promise<{ stop(): Promise<void> }> {
-  const { config, log, pool, redis, queues, policy, stalePolicy, auditPolicy, kept } = connections;
+  const { config, log, pool, redis, queues, policy, stalePolicy, auditPolicy, kept, traces } = connections;
   const onError = quiet(log);
   const found = await maxmemoryPolicy(redis);
   if (found !== 'noeviction') {
@@ -60,7 +68,7 @@ export async function startWorker(
   const deploy = await deployOf(pool, version);
   // Opened once nothing can fail any more that would leave it open.
   const connection = workerConnection(redisAddress(config), onError('Redis'));
-  const work = queueWorkers({ config, log, connection });
+  const work = queueWorkers({ config, log, connection, telemetryOf: traces?.of, metrics });
   const deps = { pool, queues, policy };
   const keepAhead = partitionKeeper(connections);
   const ensure = async () => {
@@ -69,6 +77,7 @@ export async function startWorker(
       if (ensured !== 'kept') log.info({ scheduler: wish.id, ensured }, 'scheduler ensured');
     }
     await keepAhead().catch(onError('partitions'));
+    for (const backfill of await finishBackfills(pool)) log.info({ backfill }, 'backfill finished');
     const lost = await freeLost(queues, await enqueueOwed(deps));
     if (lost.length === 0) return;
     log.warn(
@@ -77,22 +86,25 @@ export async function startWorker(
     );
     await enqueueOwed(deps);
   };
+  const tick = (id: SchedulerId, process: Process) =>
+    work(ticksOf(queues, id).name, 1, MINUTE_MS, tickProcessor({ pool, id }, process));
+  const webhook = targetOf(config.MODEL_WEBHOOK_URL, config.MODEL_WEBHOOK_SECRET);
   // At work first: what is waiting need not wait for a look at everything.
   const workers = [
-    work(queues.ticks.name, 1, MINUTE_MS, tickStatsProcessor(deps)),
+    tick('model.call.stats', tickStatsProcessor(deps)),
     work(rollUpHour.queue, config.WORKER_CONCURRENCY, 5 * MINUTE_MS, rollUpHourProcessor(deps)),
     work(rollUpUsers.queue, config.WORKER_CONCURRENCY, 15 * MINUTE_MS, rollUpUsersProcessor(deps)),
     work(rollUpMarks.queue, config.WORKER_CONCURRENCY, 15 * MINUTE_MS, rollUpMarksProcessor(deps)),
-    work(queues.lateTicks.name, 1, MINUTE_MS, tickLateProcessor(deps)),
-    work(queues.staleTicks.name, 1, MINUTE_MS, askForProcessor(queues.stale, failStaleCalls)),
+    tick('late.model.calls', tickLateProcessor(deps)),
+    tick('cleanup.stale.model.calls', askForProcessor(queues.stale, failStaleCalls)),
     work(failStaleCalls.queue, 1, 60 * MINUTE_MS, failStaleCallsProcessor({ pool, policy: stalePolicy })),
-    work(queues.modelTicks.name, 1, MINUTE_MS, tickModelsProcessor(deps)),
+    tick('check.model.status', tickModelsProcessor(deps)),
     ...checkWorkers(work, connections, env),
-    work(queues.auditTicks.name, 1, MINUTE_MS, askForProcessor(queues.audits, auditHours)),
+    tick('audit.model.call.stats', askForProcessor(queues.audits, auditHours)),
     work(auditHours.queue, 1, 60 * MINUTE_MS, auditHoursProcessor({ pool, queues, policy: auditPolicy })),
-    work(queues.retainTicks.name, 1, MINUTE_MS, askForProcessor(queues.retentions, retainCalls)),
+    tick('retain.model.calls', askForProcessor(queues.retentions, retainCalls)),
     work(retainCalls.queue, 1, 60 * MINUTE_MS, retainCallsProcessor({ pool, queues, kept })),
-    work(announceTransition.queue, 4, MINUTE_MS, announceTransitionProcessor({ pool, webhook: webhookOf(config) })),
+    work(announceTransition.queue, 4, MINUTE_MS, announceTransitionProcessor({ pool, webhook })),
   ];
   const stopping = new AbortController();
   let ensuring = ensure();
@@ -143,10 +155,6 @@ export function checkWorkers(
   ];
 }
 
-function webhookOf({ MODEL_WEBHOOK_URL: url, MODEL_WEBHOOK_SECRET: secret }: Config): WebhookTarget | undefined {
-  return url === '' ? undefined : { url, secret };
-}
-
 /** Makes the partitions that are missing, and says so; what it cannot make it says once. */
 function partitionKeeper({ pool, log }: Connections): () => Promise<void> {
   const said = new Set<string>();
@@ -164,11 +172,4 @@ function partitionKeeper({ pool, log }: Connections): () => Promise<void> {
       );
     }
   };
-}
-
-async function repeat(ms: number, signal: AbortSignal, task: () => Promise<void>): Promise<void> {
-  while (!signal.aborted) {
-    await sleep(ms, undefined, { signal }).catch(() => {});
-    if (!signal.aborted) await task();
-  }
 }

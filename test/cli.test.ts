@@ -27,6 +27,7 @@ const commands = [
   'migrate',
   'import',
   'backfill',
+  'backfills',
   'stats',
   'verify',
   'stale',
@@ -89,7 +90,7 @@ describe.concurrent('from a file of calls to a verified bill:', () => {
     expect({ code, stdout }).toEqual({ code: 0, stdout: '' });
     expect(line).toBe(
       'widened to whole hours: [2026-08-20T13, 2026-08-20T15)\n' +
-        '[2026-08-20T13, 2026-08-20T15): 2 hours: 2 missing\n' +
+        '[2026-08-20T13, 2026-08-20T15): 2 hours: 2 missing; 3 users with calls\n' +
         'would ask for 2 of them; nothing was changed\n',
     );
     expect(await everything(hourhand)).toEqual(before);
@@ -116,7 +117,7 @@ describe.concurrent('from a file of calls to a verified bill:', () => {
     const { code, stdout, line } = await ask('backfill', ...span, '--wait');
     expect({ code, stdout }).toEqual({ code: 0, stdout: '' });
     expect(line).toMatch(
-      /^asked for 2 hours of \[2026-08-20T13, 2026-08-20T15\)\n(\d\/2 hours\n)*2\/2 hours\nall closed\n$/,
+      /^asked for 2 hours of \[2026-08-20T13, 2026-08-20T15\) \(backfill 1\)\n(\d\/2 hours\n)*2\/2 hours\nall closed\n$/,
     );
     expect(await hourhand.wrong()).toEqual([]);
   });
@@ -133,7 +134,7 @@ describe.concurrent('from a file of calls to a verified bill:', () => {
       '--wait',
     );
     expect(code).toBe(0);
-    expect(line).toContain('asked for 1 hours of [2026-08-20T13, 2026-08-20T16)\n');
+    expect(line).toContain('asked for 1 hours of [2026-08-20T13, 2026-08-20T16) (backfill 2)\n');
     expect((await hourhand.hour(h('2026-08-20T13')))?.run).toBe(1);
     expect(await hourhand.state(h('2026-08-20T15'))).toBe('closed');
   });
@@ -227,7 +228,9 @@ bob,2026-08-20T13:00:00Z,chatCompletion,1,0,0,0.00000000
     await hourhand.pool.$executeRaw`update "ModelCallStat" set "totalCalls" = 7 where "userDid" = 'ada'`;
     const { code, line } = await ask('backfill', ...span, '--user', 'ada', '--wait');
     expect(code).toBe(0);
-    expect(line).toMatch(/^asked for ada in 2 hours of \[2026-08-20T13, 2026-08-20T15\)\n.*all closed\n$/s);
+    expect(line).toMatch(
+      /^asked for ada in 2 hours of \[2026-08-20T13, 2026-08-20T15\) \(backfill 3\)\n.*all closed\n$/s,
+    );
     expect(await hourhand.wrong()).toEqual([]);
   });
 
@@ -301,6 +304,34 @@ bob,2026-08-20T13:00:00Z,chatCompletion,1,0,0,0.00000000
     expect(stdout).toMatch(/│ model\.call\.stats +│ 0 0 0 1 1 \* +│ \d{4}-01-01T00:00:00\.000Z │ live +│ added +│/);
     expect(stdout).toMatch(/│ cleanup\.stale\.model\.calls +│ off +│ +│ off +│ kept +│/);
     expect(stdout).toMatch(/│ check\.model\.status +│ off +│ +│ off +│ kept +│/);
+  });
+
+  test.sequential('schedule pauses a scheduler, has it tick all the same, and resumes it', async () => {
+    const id = 'model.call.stats';
+    const since = 'since \\d{4}-\\d\\d-\\d\\dT[\\d:.]+Z';
+    const paused = await ask('schedule', 'pause', id);
+    expect(paused).toMatchObject({ code: 0, stdout: '' });
+    expect(paused.line).toMatch(new RegExp(`^${id} is paused by \\S+ ${since}\\n$`));
+    const env = { ...hourhand.environment, MODEL_CALL_STATS_CRON_TIME: '0 0 0 1 1 *' };
+    expect((await run(env, ['schedule'])).stdout).toMatch(
+      new RegExp(`│ model\\.call\\.stats +│ 0 0 0 1 1 \\* +│ +│ paused +│ kept +│.*│ by \\S+ ${since} +│`),
+    );
+    expect(await ask('schedule', 'run', id)).toEqual({
+      code: 0,
+      stdout: '',
+      line: `${id}: a tick is asked for, which the next free worker runs\n`,
+    });
+    await until(
+      async () => (await ask('status')).stdout,
+      (text) =>
+        new RegExp(`^scheduler +${id} paused, "0 0 0 1 1 \\*", last 20.*Z, paused by \\S+ ${since}$`, 'm').test(text),
+    );
+    expect((await ask('schedule', 'resume', id)).line).toMatch(
+      /^model\.call\.stats is resumed: live, next \d{4}-01-01/,
+    );
+    expect((await ask('schedule', 'resume', id)).line).toMatch(/^model\.call\.stats was not paused: live, next /);
+    const { code, line } = await ask('schedule', 'pause', 'nonsense');
+    expect([code, line]).toEqual([2, expect.stringMatching(/^expected model\.call\.stats, .*, got "nonsense"$/)]);
   });
 
   test.sequential('verify lists every tampered figure, an hour that is gone from the ledger, and who is pending', async () => {

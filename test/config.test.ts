@@ -8,6 +8,9 @@ const servers = {
   REDIS_URL: 'rediss://:pw-of-redis@redis.example:6380/2',
 };
 
+const PASSWORD = `$2b$12$${'a'.repeat(53)}`;
+const TOKEN = `sha256:${'0'.repeat(64)}`;
+
 test('with both servers given, everything else has a default', () => {
   const { WORKER_CONCURRENCY, ...config } = readConfig(servers);
   expect(config).toEqual({
@@ -16,6 +19,19 @@ test('with both servers given, everything else has a default', () => {
     REDIS_PREFIX: '{hourhand}',
     PORT: 3000,
     HOST: '127.0.0.1',
+    METRICS_HOST: '127.0.0.1',
+    METRICS_TOKEN: '',
+    OTEL_EXPORTER_OTLP_ENDPOINT: '',
+    OTEL_EXPORTER_OTLP_TRACES_ENDPOINT: '',
+    PUBLIC_URL: '',
+    DASHBOARD_CREDENTIALS: [],
+    DASHBOARD_CREDENTIALS_FILE: '',
+    DASHBOARD_SECRET: '',
+    DASHBOARD_SESSION_HOURS: 12,
+    PROXY_ADDRESSES: [],
+    PROXY_USER_HEADER: 'x-forwarded-user',
+    PROXY_GROUPS_HEADER: 'x-forwarded-groups',
+    PROXY_OPERATORS: [],
     LOG_LEVEL: 'info',
     MODEL_CALL_STATS_CRON_TIME: '0 1 * * * *',
     FANOUT_MAX_USER_JOBS: 64,
@@ -44,6 +60,11 @@ test('with both servers given, everything else has a default', () => {
     MODEL_HISTORY_DAYS: 90,
     MODEL_WEBHOOK_URL: '',
     MODEL_WEBHOOK_SECRET: '',
+    ALARM_NO_HOUR_CLOSED_MINUTES: 120,
+    ALARM_TICK_MISSED_SECONDS: 180,
+    ALARM_HOUR_PARTIAL_MINUTES: 60,
+    ALARM_WEBHOOK_URL: '',
+    ALARM_WEBHOOK_SECRET: '',
     privateDatabase: false,
     given: new Set(['DATABASE_URL', 'REDIS_URL']),
   });
@@ -59,7 +80,21 @@ test('every variable is read, and read as what it is', () => {
       REDIS_CLUSTER: 'true',
       REDIS_PREFIX: '{calls-2.eu}',
       PORT: '0',
-      HOST: '::1',
+      HOST: '0.0.0.0',
+      PUBLIC_URL: 'https://hourhand.example',
+      DASHBOARD_CREDENTIALS: `# people\nada:operator:${PASSWORD}; ;bot:viewer:${TOKEN}`,
+      DASHBOARD_CREDENTIALS_FILE: '/run/secrets/hourhand',
+      DASHBOARD_SECRET: 'x'.repeat(32),
+      DASHBOARD_SESSION_HOURS: '1',
+      PROXY_ADDRESSES: '10.0.0.0/8, ::1',
+      PROXY_USER_HEADER: 'X-Auth-Request-User',
+      PROXY_GROUPS_HEADER: 'Remote-Groups',
+      PROXY_OPERATORS: 'ada@acme.example, on-call',
+      METRICS_PORT: '9464',
+      METRICS_HOST: '0.0.0.0',
+      METRICS_TOKEN: '0123456789abcdef',
+      OTEL_EXPORTER_OTLP_ENDPOINT: 'http://127.0.0.1:4318',
+      OTEL_EXPORTER_OTLP_TRACES_ENDPOINT: 'https://traces.example/v1/traces?key=1',
       LOG_LEVEL: 'silent',
       WORKER_CONCURRENCY: '64',
       MODEL_CALL_STATS_CRON_TIME: ' off ',
@@ -92,6 +127,11 @@ test('every variable is read, and read as what it is', () => {
       MODEL_HISTORY_DAYS: '31',
       MODEL_WEBHOOK_URL: 'http://hooks.example/path?token=1',
       MODEL_WEBHOOK_SECRET: '0123456789abcdef',
+      ALARM_NO_HOUR_CLOSED_MINUTES: '0',
+      ALARM_TICK_MISSED_SECONDS: '86400',
+      ALARM_HOUR_PARTIAL_MINUTES: '527040',
+      ALARM_WEBHOOK_URL: 'https://alarms.example',
+      ALARM_WEBHOOK_SECRET: 'fedcba9876543210',
     }),
   ).toEqual({
     ...servers,
@@ -99,7 +139,24 @@ test('every variable is read, and read as what it is', () => {
     REDIS_CLUSTER: true,
     REDIS_PREFIX: '{calls-2.eu}',
     PORT: 0,
-    HOST: '::1',
+    HOST: '0.0.0.0',
+    PUBLIC_URL: 'https://hourhand.example',
+    DASHBOARD_CREDENTIALS: [
+      { name: 'ada', role: 'operator', hash: PASSWORD },
+      { name: 'bot', role: 'viewer', hash: TOKEN },
+    ],
+    DASHBOARD_CREDENTIALS_FILE: '/run/secrets/hourhand',
+    DASHBOARD_SECRET: 'x'.repeat(32),
+    DASHBOARD_SESSION_HOURS: 1,
+    PROXY_ADDRESSES: ['10.0.0.0/8', '::1'],
+    PROXY_USER_HEADER: 'x-auth-request-user',
+    PROXY_GROUPS_HEADER: 'remote-groups',
+    PROXY_OPERATORS: ['ada@acme.example', 'on-call'],
+    METRICS_PORT: 9464,
+    METRICS_HOST: '0.0.0.0',
+    METRICS_TOKEN: '0123456789abcdef',
+    OTEL_EXPORTER_OTLP_ENDPOINT: 'http://127.0.0.1:4318',
+    OTEL_EXPORTER_OTLP_TRACES_ENDPOINT: 'https://traces.example/v1/traces?key=1',
     LOG_LEVEL: 'silent',
     WORKER_CONCURRENCY: 64,
     MODEL_CALL_STATS_CRON_TIME: 'off',
@@ -135,6 +192,11 @@ test('every variable is read, and read as what it is', () => {
     MODEL_HISTORY_DAYS: 31,
     MODEL_WEBHOOK_URL: 'http://hooks.example/path?token=1',
     MODEL_WEBHOOK_SECRET: '0123456789abcdef',
+    ALARM_NO_HOUR_CLOSED_MINUTES: 0,
+    ALARM_TICK_MISSED_SECONDS: 86_400,
+    ALARM_HOUR_PARTIAL_MINUTES: 527_040,
+    ALARM_WEBHOOK_URL: 'https://alarms.example',
+    ALARM_WEBHOOK_SECRET: 'fedcba9876543210',
     privateDatabase: false,
     given: new Set(Object.keys(environment)),
   });
@@ -223,7 +285,31 @@ describe('a wrong variable is named, with what was expected and what was found',
     ['MODEL_PROBE_GENERATE', 'image', 'expected off, or some of imageGeneration,audioGeneration,video, got "image"'],
     ['MODEL_HISTORY_DAYS', '30', 'expected a whole number from 31 to 3660, got "30"'],
     ['MODEL_WEBHOOK_URL', 'ftp://hooks.example', 'expected a URL that begins with https://, got (not shown)'],
+    ['ALARM_TICK_MISSED_SECONDS', '-1', 'expected a whole number from 0 to 86400, got "-1"'],
+    ['ALARM_WEBHOOK_URL', 'ftp://hooks.example', 'expected a URL that begins with https://, got (not shown)'],
+    ['HOST', 'two words', 'expected an IP address or the name of a host, got "two words"'],
+    [
+      'PUBLIC_URL',
+      'https://hourhand.example/path',
+      'expected a URL such as https://hourhand.example, without a path, or nothing, got "https://hourhand.example/path"',
+    ],
+    ['DASHBOARD_SECRET', 'short', 'expected at least 32 printable characters, got (not shown)'],
+    ['DASHBOARD_SESSION_HOURS', '0', 'expected a whole number from 1 to 720, got "0"'],
+    [
+      'PROXY_ADDRESSES',
+      'proxy.example',
+      'expected IP addresses or ranges such as 10.0.0.0/8, divided by commas, got "proxy.example"',
+    ],
+    ['PROXY_USER_HEADER', 'a: b', 'expected a header\'s name, got "a: b"'],
     ['MODEL_WEBHOOK_SECRET', 'short', 'expected at least 16 printable characters, got (not shown)'],
+    ['METRICS_PORT', '65536', 'expected a whole number from 0 to 65535, or nothing, got "65536"'],
+    ['METRICS_HOST', 'http://x', 'expected an address of this machine, got "http://x"'],
+    ['METRICS_TOKEN', 'short', 'expected at least 16 printable characters, got (not shown)'],
+    [
+      'OTEL_EXPORTER_OTLP_ENDPOINT',
+      'collector:4318',
+      'expected a URL that begins with http:// or https://, got (not shown)',
+    ],
     ['PARTIAL_BACKOFF_MAX_SECONDS', '0', 'expected a whole number from 1 to 86400, got "0"'],
   ])('%s=%s', (name, value, says) => {
     expect(problems({ ...servers, [name]: value })).toBe(`${name}: ${says}`);
@@ -235,33 +321,54 @@ describe('a wrong variable is named, with what was expected and what was found',
     );
   });
 
-  test('a public address is refused with the reason', () => {
-    expect(problems({ ...servers, HOST: '0.0.0.0' })).toMatch(
-      /^HOST: expected 127\.0\.0\.1, localhost or ::1: .*, got "0\.0\.0\.0"$/,
+  test.each([
+    ['no role', 'ada', 'viewer or operator after the name'],
+    ['another role', `ada:admin:${PASSWORD}`, 'viewer or operator after the name'],
+    ['a password that nobody hashed', 'ada:operator:hunter2', 'NAME:ROLE:HASH with a hash of bcrypt or sha256:'],
+    ['no name', `:operator:${PASSWORD}`, 'a name of at most 100 letters, digits and . _ @ + -'],
+    ['a name twice', `bob:viewer:${TOKEN}`, 'a name that is not there already'],
+  ])('a credential with %s is refused by the number of its line, and never shown', (_, line, says) => {
+    expect(problems({ ...servers, DASHBOARD_CREDENTIALS: `bob:viewer:${TOKEN};\n${line}` })).toBe(
+      `DASHBOARD_CREDENTIALS: expected ${says} in line 3, got another (not shown)`,
     );
   });
 });
 
-describe('a webhook', () => {
+test('metrics of a worker are served to other machines with a token alone', () => {
+  const served = { ...servers, METRICS_PORT: '9464', METRICS_HOST: '0.0.0.0' };
+  expect(problems(served)).toBe(
+    'METRICS_TOKEN: expected at least 16 printable characters where METRICS_HOST is not 127.0.0.1, localhost or ::1, got none',
+  );
+  for (const more of [
+    { METRICS_TOKEN: '0123456789abcdef' },
+    { METRICS_HOST: '::1' },
+    { METRICS_HOST: 'localhost' },
+    { METRICS_PORT: '' },
+  ]) {
+    expect(() => readConfig({ ...served, ...more })).not.toThrow();
+  }
+});
+
+describe.each(['MODEL', 'ALARM'])('the webhook %s_WEBHOOK_URL', (whose) => {
   const hook = {
     ...servers,
-    MODEL_WEBHOOK_URL: 'http://hooks.example/t0ken',
-    MODEL_WEBHOOK_SECRET: '0123456789abcdef',
+    [`${whose}_WEBHOOK_URL`]: 'http://hooks.example/t0ken',
+    [`${whose}_WEBHOOK_SECRET`]: '0123456789abcdef',
   };
 
   test('is asked by https, or on this machine, unless more is allowed', () => {
     expect(problems(hook)).toBe(
-      'MODEL_WEBHOOK_URL: expected https, or http to this machine (MODEL_ALLOW_HTTP allows more), got http',
+      `${whose}_WEBHOOK_URL: expected https, or http to this machine (MODEL_ALLOW_HTTP allows more), got http`,
     );
     for (const url of ['https://hooks.example', 'http://127.0.0.1:8080/', 'http://[::1]/', 'http://localhost']) {
-      expect(() => readConfig({ ...hook, MODEL_WEBHOOK_URL: url })).not.toThrow();
+      expect(() => readConfig({ ...hook, [`${whose}_WEBHOOK_URL`]: url })).not.toThrow();
     }
     expect(() => readConfig({ ...hook, MODEL_ALLOW_HTTP: 'true' })).not.toThrow();
   });
 
   test('is signed, and so needs a secret', () => {
-    expect(problems({ ...hook, MODEL_WEBHOOK_SECRET: '' })).toBe(
-      'MODEL_WEBHOOK_SECRET: expected at least 16 printable characters beside MODEL_WEBHOOK_URL, got none',
+    expect(problems({ ...hook, [`${whose}_WEBHOOK_SECRET`]: '' })).toBe(
+      `${whose}_WEBHOOK_SECRET: expected at least 16 printable characters beside ${whose}_WEBHOOK_URL, got none`,
     );
   });
 });

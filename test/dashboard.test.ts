@@ -3,18 +3,19 @@
 import { existsSync } from 'node:fs';
 import { Agent, createServer, request } from 'node:http';
 import net from 'node:net';
+import { hashSync } from 'bcryptjs';
 import { type Job, type Queue, Worker } from 'bullmq';
 import { type Browser, chromium, type Page } from 'playwright-core';
 import { afterAll, afterEach, beforeAll, beforeEach, describe, expect, test, vi } from 'vitest';
-import { version } from '../src/config.ts';
+import { readConfig, version } from '../src/config.ts';
 import type { Connections } from '../src/connections.ts';
 import { startDashboard } from '../src/dashboard/server.ts';
-import { ensureScheduler, wishes } from '../src/producers/schedules.ts';
+import { ensureScheduler, pauseScheduler, resumeScheduler, wishes } from '../src/producers/schedules.ts';
 import { openQueues, producerConnection, untilReady, workerConnection } from '../src/queues/redis.ts';
 import { connect } from '../src/store/db.ts';
 import { giveProviders } from '../src/store/models.ts';
 import { deployOf } from '../src/store/schedules.ts';
-import { askAt, everythingOf, WRITES } from './support/board.ts';
+import { askAt, everythingOf, ownHeaders, WRITES } from './support/board.ts';
 import { type Hourhand, startHourhand, until } from './support/hourhand.ts';
 
 /** The contract: every change that the board may make. */
@@ -34,12 +35,14 @@ const MAY = [
 let hourhand: Hourhand;
 let dashboard: { url: string; close(): Promise<void> };
 let port: number;
+let pageHeaders: Record<string, string>;
 let jobs: { failed: Job; waiting: Job; delayed: Job };
 
 beforeAll(async () => {
   hourhand = await startHourhand();
   dashboard = await startDashboard(hourhand);
   port = Number(new URL(dashboard.url).port);
+  pageHeaders = await ownHeaders(port);
 });
 
 afterAll(async () => {
@@ -77,7 +80,7 @@ const ask = (method: string, path: string, headers?: Record<string, string>, bod
   askAt(port, method, path, headers, body);
 
 /** What the board's own page sends. */
-const own = () => ({ Origin: dashboard.url, 'Sec-Fetch-Site': 'same-origin' });
+const own = () => pageHeaders;
 const json = { 'Content-Type': 'application/json' };
 
 function pathOf(route: string): string {
@@ -415,15 +418,28 @@ describe('what an answer says', () => {
     expect(await jobs.failed.getState()).toBe('failed');
   });
 
-  test("helmet's headers stand, and nothing may be loaded from another machine", async () => {
-    for (const path of ['/queues', '/queues/api/queues', '/healthz', '/elsewhere']) {
+  test("helmet's headers stand, and nothing may be loaded from another machine, nor by Bull Board alone from its page", async () => {
+    for (const path of ['/queues', '/queues/api/queues', '/healthz', '/elsewhere', '/sign-in']) {
       const { headers, text } = await ask('get', path);
-      expect(headers).toMatchObject({ 'x-content-type-options': 'nosniff', 'x-frame-options': 'SAMEORIGIN' });
-      expect(headers['content-security-policy']).toMatch(/default-src 'self'.*script-src 'self';/);
-      expect(headers['content-security-policy']).not.toMatch(/https:|upgrade-insecure-requests|unsafe-eval/);
+      expect(headers).toMatchObject({
+        'x-content-type-options': 'nosniff',
+        'x-frame-options': 'DENY',
+        'cache-control': 'no-store',
+      });
+      const csp = `${headers['content-security-policy']}`;
+      const board = path.startsWith('/queues');
+      expect(csp).toMatch(
+        board ? /^default-src 'self';script-src 'self';/ : /^default-src 'none';script-src 'self';/,
+      );
+      expect(csp).toContain("form-action 'self'");
+      expect(csp).toContain("frame-ancestors 'none'");
+      expect(csp).not.toMatch(/https:|upgrade-insecure-requests|unsafe-eval/);
+      expect(csp.includes('unsafe-inline')).toBe(board);
       expect(headers['x-powered-by']).toBeUndefined();
       expect(text).not.toContain('googleapis');
     }
+    const asset = (await ask('get', '/queues')).text.match(/static\/[^"]+\.js/)?.[0];
+    expect((await ask('get', `/queues/${asset}`)).headers['cache-control']).not.toContain('no-store');
   });
 
   test('the page says when its data is a sample', async () => {
@@ -480,6 +496,7 @@ describe('health', () => {
       'scheduler check.model.status': 'true: off',
       'scheduler audit.model.call.stats': 'true: off',
       'scheduler retain.model.calls': 'true: off',
+      alarms: 'true: none',
     });
   });
 
@@ -506,6 +523,27 @@ describe('health', () => {
 
     await ensure('off');
     expect(await look()).toBe('200 true: off');
+
+    await pauseScheduler(hourhand, 'model.call.stats', 'ada');
+    expect(await look()).toMatch(/^200 true: paused by ada since 20/);
+    await resumeScheduler(hourhand, 'model.call.stats', 'ada');
+  });
+
+  test('it is not ready while something is wrong for too long, and names each such thing, raised or not', async () => {
+    await ensure();
+    const [{ since }] = await hourhand.pool.$queryRaw<[{ since: Date }]>`
+      update "StatSchedule" set "lastAt" = now() - interval '5 hours', "firesSince" = now() - interval '1 day'
+       where id = 'model.call.stats' returning "lastAt" as since`;
+    try {
+      const { status, text } = await ask('get', '/readyz');
+      expect([status, found(text)]).toMatchObject([
+        503,
+        { 'alarm tick-missed model.call.stats': `false: the last was done at ${since.toISOString()}` },
+      ]);
+      expect(await hourhand.pool.alarm.count()).toBe(0);
+    } finally {
+      await hourhand.pool.$executeRaw`update "StatSchedule" set "lastAt" = null, "firesSince" = now()`;
+    }
   });
 
   test('it is not ready before every migration is applied, and names what is missing', async () => {
@@ -575,7 +613,7 @@ describe('health', () => {
     mute.hold();
     const [held, lives] = await Promise.all([alone.get('/readyz'), alone.get('/healthz')]);
     expect([held.status, held.ms < 4_000, lives.status, lives.ms < 2_000]).toEqual([503, true, 200, true]);
-    expect(Object.values(found(held.text))).toEqual(Array(10).fill('false: no answer within 2 s'));
+    expect(Object.values(found(held.text))).toEqual(Array(11).fill('false: no answer within 2 s'));
     silent.release();
     mute.release();
     await until(
@@ -669,6 +707,57 @@ describe.skipIf(!there)(there ? 'in a browser' : `in a browser (SKIPPED: ${CHROM
     await page.getByText('hourhand decides everything else.').waitFor();
     expect(await everything()).toEqual(before);
     await page.close();
+  });
+
+  test('somebody signs in, changes something with the buttons, and signs out', async () => {
+    const { DASHBOARD_CREDENTIALS } = readConfig({
+      ...hourhand.environment,
+      DASHBOARD_CREDENTIALS: `otto:operator:${hashSync('may-change-2', 4)};vera:viewer:${hashSync('only-looks-1', 4)}`,
+    });
+    const known = await startDashboard({ ...hourhand, config: { ...hourhand.config, DASHBOARD_CREDENTIALS } });
+    const context = await browser.newContext();
+    const page = await context.newPage();
+    const errors: string[] = [];
+    page.on('console', (message) => message.type() === 'error' && errors.push(message.text()));
+    page.on('pageerror', (error) => errors.push(String(error)));
+    const signIn = async (name: string, password: string) => {
+      await page.getByLabel('Name').fill(name);
+      await page.getByLabel('Password').fill(password);
+      await page.getByRole('button', { name: 'Sign in' }).click();
+    };
+    try {
+      await page.goto(`${known.url}/queues/queue/stats-hour`);
+      expect(new URL(page.url()).pathname).toBe('/sign-in');
+      await signIn('otto', 'may-change-2');
+      await page.waitForURL(`${known.url}/queues/queue/stats-hour`);
+      await page.locator('main > button, main div > button').first().click();
+      await page.getByRole('menuitem', { name: 'Pause' }).click();
+      await page.getByRole('button', { name: 'Confirm' }).click();
+      await until(
+        () => hourhand.queues.hours.isPaused(),
+        (paused) => paused,
+      );
+      const { httpOnly, sameSite } = (await context.cookies()).find(({ name }) => name === 'hourhand.sid') ?? {};
+      expect({ httpOnly, sameSite }).toEqual({ httpOnly: true, sameSite: 'Strict' });
+      await page.evaluate(() => {
+        const form = Object.assign(document.createElement('form'), { method: 'post', action: '/sign-out' });
+        const value = document.cookie.replace(/.*XSRF-TOKEN=([^;]*).*/, '$1');
+        form.append(Object.assign(document.createElement('input'), { name: '_csrf', value }));
+        document.body.append(form);
+        form.submit();
+      });
+      await page.waitForURL(`${known.url}/sign-in`);
+      await page.goto(`${known.url}/queues/queue/stats-hour`);
+      await signIn('vera', 'only-looks-1');
+      await page.waitForURL(`${known.url}/queues/queue/stats-hour`);
+      await page.getByRole('link', { name: /^FAILED/ }).click();
+      await page.getByRole('link', { name: 'hour 2026-08-20T13' }).waitFor();
+      expect(await page.locator('main li button').count()).toBe(0); // a viewer is shown no button that changes
+      expect(errors).toEqual([]);
+    } finally {
+      await context.close();
+      await known.close();
+    }
   });
 
   test('a page of another site, open in the same browser, adds nothing and reads nothing', async () => {

@@ -1,9 +1,9 @@
 // Whatever arrives late is counted: each change of an hour that has ended leaves a mark, and each transaction that was open at its end is waited for.
 
 import { describe, expect, test } from 'vitest';
-import { backfillUser } from '../src/producers/hours.ts';
+import { allotRun } from '../src/store/cut.ts';
 import { Sql } from '../src/store/db.ts';
-import { allotRun, owedHours, requestHours } from '../src/store/ledger.ts';
+import { owedHours, requestHours } from '../src/store/ledger.ts';
 import { olderTransactions } from '../src/store/seam.ts';
 import { standingOf } from '../src/store/standing.ts';
 import { endOf, startOf } from '../src/time/hour.ts';
@@ -230,7 +230,7 @@ describe('late data', () => {
       ),
     ).toBe(0);
     expect(await hourhand.pool.modelCallStat.count()).toBe(0);
-    await backfillUser(hourhand, 'ada', range);
+    await hourhand.backfillUser('ada', hour);
     await untilCalls(hourhand, 'ada', '1');
     await hourhand.record({ user: 'ada', at }, { user: 'bob', at });
     await settled(hourhand);
@@ -347,9 +347,7 @@ describe('at the seam', () => {
     await allotRun(hourhand.pool, hour, { maxUserJobs: 64, minCalls: 0 });
     expect(await fence()).toBeGreaterThan(0n);
     await hourhand.pool.statHour.deleteMany();
-    await hourhand.pool.$transaction((db) =>
-      requestHours(db, range, { only: 'all', reason: 'backfill', requestedBy: 'test' }),
-    );
+    await hourhand.pool.$transaction((db) => requestHours(db, [hour], { reason: 'backfill', requestedBy: 'test' }));
     expect(await fence()).toBeGreaterThan(0n);
   });
 

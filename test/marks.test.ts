@@ -1,5 +1,4 @@
 import { expect, test } from 'vitest';
-import { backfillUser } from '../src/producers/hours.ts';
 import { Sql } from '../src/store/db.ts';
 import { endOf, startOf } from '../src/time/hour.ts';
 import { closedHour, h, startHourhand, until } from './support/hourhand.ts';
@@ -22,7 +21,7 @@ test('a marked user is rolled up alone, and the ledger counts anew', async () =>
     impatient,
   );
   await hourhand.silently(Sql.sql`update "ModelCall" set credits = 7`);
-  expect((await backfillUser(hourhand, 'ada', range)).hours).toEqual([hour]);
+  expect((await hourhand.backfillUser('ada', hour)).hours).toEqual([hour]);
   await until(
     () => hourhand.pool.statMark.count(),
     (n) => n === 0,
@@ -45,7 +44,7 @@ test('a user whose calls are all gone loses the row', async () => {
     impatient,
   );
   await hourhand.pool.$executeRaw`delete from "ModelCall" where "userDid" = 'ada'`;
-  await backfillUser(hourhand, 'ada', range);
+  await hourhand.backfillUser('ada', hour);
   await until(
     () => hourhand.stat('ada', hour),
     (stat) => stat === undefined,
@@ -58,7 +57,7 @@ test('a user whose calls are all gone loses the row', async () => {
 
 test('a user who is neither in the calls nor in the rows leaves no mark', async () => {
   await using hourhand = await closedHour(hour, [{ user: 'ada', at }], impatient);
-  expect(await backfillUser(hourhand, 'nobody', range)).toEqual({ hours: [], seq: 0n });
+  expect(await hourhand.backfillUser('nobody', hour)).toMatchObject({ hours: [] });
 });
 
 test('a marked user who cannot be stored leaves the hour partial and the mark; mended, both are settled', async () => {
@@ -71,7 +70,7 @@ test('a marked user who cannot be stored leaves the hour partial and the mark; m
     impatient,
   );
   await hourhand.record(...unstorable, { user: 'bob', at });
-  await backfillUser(hourhand, 'ada', range);
+  await hourhand.backfillUser('ada', hour);
   const partial = await until(
     () => hourhand.hour(hour),
     (row) => row?.state === 'partial',
@@ -105,7 +104,7 @@ test('a mended user closes the partial hour that waited for nobody else', async 
   await hourhand.backfill(hour);
   await hourhand.reaches(hour, 'partial');
   await hourhand.pool.$executeRaw`update "ModelCall" set credits = 1 where "userDid" = 'ada'`;
-  await backfillUser(hourhand, 'ada', range);
+  await hourhand.backfillUser('ada', hour);
   await hourhand.reaches(hour, 'closed');
   expect((await hourhand.hour(hour))?.run).toBe(1);
   expect(await hourhand.wrong()).toEqual([]);
@@ -115,10 +114,10 @@ test('an hour that never ran is not closed by a mended mark', async () => {
   await using hourhand = await startHourhand();
   await hourhand.record(...unstorable, { user: 'bob', at });
   await hourhand.work();
-  await backfillUser(hourhand, 'ada', range);
+  await hourhand.backfillUser('ada', hour);
   await hourhand.reaches(hour, 'partial');
   await hourhand.pool.$executeRaw`update "ModelCall" set credits = 1 where "userDid" = 'ada'`;
-  await backfillUser(hourhand, 'ada', range);
+  await hourhand.backfillUser('ada', hour);
   await until(
     () => hourhand.stat('ada', hour),
     (stat) => stat !== undefined,
@@ -138,7 +137,7 @@ test('a user who is rolled up alone keeps the row of zeros where zeros are store
   await hourhand.reaches(hour, 'closed');
   await hourhand.pool
     .$executeRaw`delete from "ModelCall" where "userDid" = 'bob' and "callTime" >= ${range.start}::timestamptz`;
-  await backfillUser(hourhand, 'bob', range);
+  await hourhand.backfillUser('bob', hour);
   await until(
     () => hourhand.stat('bob', hour),
     (stat) => stat?.totalCalls === '0',

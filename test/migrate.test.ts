@@ -24,6 +24,10 @@ test('an empty database gets all of them, in order, and each is said as it is do
   expect(said).toEqual(ours);
   expect(await database.tables()).toEqual(
     [
+      'Alarm',
+      'Backfill',
+      'BackfillHour',
+      'DashboardSession',
       'ModelCall',
       'ModelCallStat',
       'ModelCheck',
@@ -31,11 +35,14 @@ test('an empty database gets all of them, in order, and each is said as it is do
       'ModelProvider',
       'ModelStatus',
       'ModelTransition',
+      'OperatorAction',
       'StaleBatch',
       'StatChange',
       'StatHour',
       'StatMark',
+      'StatModel',
       'StatRange',
+      'StatRun',
       'StatSchedule',
       'StatShard',
       '_prisma_migrations',

@@ -4,13 +4,16 @@
 import { PrismaPg } from '@prisma/adapter-pg';
 import { afterAll, beforeAll, describe, expect, test } from 'vitest';
 import { PrismaClient } from '../src/generated/prisma/client.ts';
+import { listBackfills } from '../src/store/backfills.ts';
+import { allotRun, sizeOf } from '../src/store/cut.ts';
 import type { Pool } from '../src/store/db.ts';
-import { allotRun, closeEmptyHours, closeHour, owedHours, sizeOf, surveyHours } from '../src/store/ledger.ts';
+import { closeEmptyHours, closeHour, owedHours } from '../src/store/ledger.ts';
 import { markedHours, markUser } from '../src/store/marks.ts';
 import { callsSeen } from '../src/store/model-calls.ts';
 import { ledgerStatus } from '../src/store/progress.ts';
 import { countUnfinished, failBatch, staleCalls } from '../src/store/stale.ts';
 import { differences, rollUp, statLines, storeZeroRows, usersOfScope } from '../src/store/stats.ts';
+import { surveyHours } from '../src/store/survey.ts';
 import { endOf, type Hour, startOf } from '../src/time/hour.ts';
 import { type Hourhand, h, startHourhand } from './support/hourhand.ts';
 import { inPartitions } from './support/partitions.ts';
@@ -126,7 +129,7 @@ describe.each<[string, ...((hourhand: Hourhand) => Promise<unknown>)[]]>([
   });
 
   inOne("a user's calls of a day are found by hour", async () => {
-    const scans = await scansOf((db) => markUser(db, 'user-7', day, now));
+    const scans = await scansOf((db) => markUser(db, 'user-7', day, { now }));
     expect(of(scans, 'ModelCall')).toEqual([byHour]);
     expect(of(scans, 'ModelCallStat')).toEqual([
       expect.objectContaining({ index: expect.stringMatching(/_pkey$|_userDid_timeType_timestamp_idx$/) }),
@@ -190,7 +193,8 @@ describe.each<[string, ...((hourhand: Hourhand) => Promise<unknown>)[]]>([
   test.each<[string, (db: Pool) => Promise<unknown>]>([
     ['which hours are owed', (db) => owedHours(db, 1_000, now)],
     ['how far it has come', (db) => ledgerStatus(db, 20, now)],
-    ['what a backfill would find', (db) => surveyHours(db, day)],
+    ['how far the backfills are', (db) => listBackfills(db, 20)],
+    ['what a backfill would find', (db) => surveyHours(db, day, 'all')],
   ])('%s is asked of the ledger alone: no call is read', async (_, ask) => {
     const scans = await scansOf(ask);
     expect(scans.length).toBeGreaterThan(0);
@@ -213,7 +217,7 @@ describe.each<[string, ...((hourhand: Hourhand) => Promise<unknown>)[]]>([
         [(db) => closeEmptyHours(db, [other], hourhand.policy, now), ['20260820']],
         [(db) => exhaust(db, (within) => differences(within, window)), ['20260818', '20260819', '20260820']],
         [(db) => storeZeroRows(db, h('2026-08-20T00'), 1), ['20260819', '20260820']],
-        [(db) => markUser(db, 'user-7', day, now), ['20260820']],
+        [(db) => markUser(db, 'user-7', day, { now }), ['20260820']],
         [(db) => callsSeen(db, now, 900), ['20260820', '20260821']],
       ] satisfies [(db: Pool) => Promise<unknown>, string[]][]) {
         await scansOf(work);

@@ -2,8 +2,8 @@
 
 import { expect, test } from 'vitest';
 import { rollUpScope } from '../src/processors/roll-up-scope.ts';
-import { backfillUser } from '../src/producers/hours.ts';
-import { allotRun, closeEmptyHours, closeHour, owedHours, requestHours, shardsOf } from '../src/store/ledger.ts';
+import { allotRun } from '../src/store/cut.ts';
+import { closeEmptyHours, closeHour, owedHours, requestHours, shardsOf } from '../src/store/ledger.ts';
 import { endOf, startOf } from '../src/time/hour.ts';
 import { type Hourhand, h, holdUser, startHourhand, straggle, straggling, until } from './support/hourhand.ts';
 
@@ -26,7 +26,7 @@ test('one user rolled up again while a shard of the same hour runs ends on the n
   );
 
   await hourhand.record({ user: second, at });
-  await backfillUser(hourhand, second, range);
+  await hourhand.backfillUser(second, hour);
   await hourhand.reaches(hour, 'closed');
   await until(
     () => marks(hourhand),
@@ -116,7 +116,7 @@ test('a request that commits while an hour closes is not lost', async () => {
   await allotRun(pool, hour, policy);
   await rollUpScope(pool, whole, never);
   const closing = await pool.$transaction(async (db) => {
-    await requestHours(db, range, { only: 'all', reason: 'backfill', requestedBy: 'test' });
+    await requestHours(db, [hour], { reason: 'backfill', requestedBy: 'test' });
     const promise = closeHour(pool, hour, 1, 'parent', policy);
     await until(
       () => waiting(hourhand),
@@ -142,7 +142,7 @@ test('an empty hour is not closed over calls that came with a request', async ()
     (n) => n === 1,
   );
   await pool.$transaction(async (db) => {
-    await requestHours(db, range, { only: 'all', reason: 'backfill', requestedBy: 'test' });
+    await requestHours(db, [hour], { reason: 'backfill', requestedBy: 'test' });
     await db.$executeRaw`
       insert into "ModelCall" (id, "userDid", "providerId", model, type, "callTime")
       values ('1', 'ada', 'p', 'm', 'custom', ${new Date(at)}::timestamptz)`;
@@ -180,7 +180,7 @@ test('nothing is allotted that is not owed: not ended, not covered, closed, seal
   await hourhand.record({ user: 'ada', at });
   const { hours, sealed } = await hourhand.backfill(hour);
   expect([hours, sealed]).toEqual([[], [hour]]);
-  expect(await backfillUser(hourhand, 'ada', range)).toEqual({ hours: [], seq: 0n });
+  expect(await hourhand.backfillUser('ada', hour)).toMatchObject({ hours: [] });
   expect(await allotRun(pool, hour, policy)).toBeUndefined();
 });
 

@@ -1,6 +1,8 @@
+import type { Queue } from 'bullmq';
 import { afterAll, beforeAll, beforeEach, describe, expect, test } from 'vitest';
-import type { Ensured } from '../src/producers/schedules.ts';
-import type { Deploy } from '../src/store/schedules.ts';
+import { type Ensured, pauseScheduler, resumeScheduler, runNow } from '../src/producers/schedules.ts';
+import { freeLost } from '../src/producers/watchdog.ts';
+import { type Deploy, scheduleOf } from '../src/store/schedules.ts';
 import { type Hourhand, h, startHourhand, until } from './support/hourhand.ts';
 import {
   deployOf,
@@ -118,11 +120,12 @@ describe('a scheduler is put right that', () => {
 });
 
 test('a look at a scheduler changes nothing', async () => {
-  expect(await look(hourhand)).toEqual({ id, pattern: null, next: null, state: 'missing' });
+  const never = { id, next: null, lastAt: null, pausedAt: null, pausedBy: null };
+  expect(await look(hourhand)).toEqual({ ...never, pattern: null, state: 'missing' });
   await expectNone(hourhand);
   await ensure(hourhand, yearly);
   await hourhand.queues.ticks.removeJobScheduler(id);
-  expect(await look(hourhand)).toEqual({ id, pattern: yearly, next: null, state: 'missing' });
+  expect(await look(hourhand)).toEqual({ ...never, pattern: yearly, state: 'missing' });
   await expectNone(hourhand);
 });
 
@@ -214,6 +217,16 @@ describe('of two deploys the newer has the word:', () => {
     await expectOne(hourhand, monthly);
   });
 
+  test('its firings count from the moment in which it says other ones', async () => {
+    const since = async () => (await scheduleOf(hourhand.pool, id))?.firesSince;
+    await ensure(hourhand, yearly, today);
+    const first = await since();
+    await ensure(hourhand, yearly, later(today));
+    expect(await since()).toEqual(first);
+    await ensure(hourhand, monthly, later(later(today)));
+    expect(Number(await since())).toBeGreaterThan(Number(first));
+  });
+
   test('they do not take turns', async () => {
     const outcomes: Ensured[] = [];
     for (let i = 0; i < 5; i++) {
@@ -234,6 +247,195 @@ describe('of two deploys the newer has the word:', () => {
     await both(); // what crossed in the first round is put right by the next
     expect(new Set(await both())).toEqual(new Set(['kept']));
     await expectOne(hourhand, monthly);
+  });
+});
+
+describe('a scheduler that is paused', () => {
+  const pause = (by = 'ada') => pauseScheduler(hourhand, id, by);
+
+  test('leaves Redis, is said to be paused by whom and since when, and stays the first one’s pause', async () => {
+    await ensure(hourhand, yearly);
+    const paused = await pause();
+    expect(paused).toMatchObject({ state: 'paused', pattern: yearly, next: null, pausedBy: 'ada' });
+    await expectNone(hourhand);
+    expect(await pause('bob')).toEqual(paused);
+    expect(await look(hourhand)).toEqual(paused);
+  });
+
+  test.each<[string, () => Promise<unknown>, Deploy]>([
+    ['the next look', async () => {}, today],
+    ['a newer deploy', async () => {}, { version: '9.0.0', startedAt: today.startedAt }],
+    ['Redis forgetting everything', () => forgetAll(hourhand), today],
+    ['a newer deploy after that', () => forgetAll(hourhand), later(today)],
+  ])('stays so through %s', async (_, happens, deploy) => {
+    await ensure(hourhand, yearly);
+    await pause();
+    await happens();
+    expect(await ensure(hourhand, deploy === today ? yearly : monthly, deploy)).toBe('kept');
+    await expectNone(hourhand);
+    expect((await look(hourhand)).state).toBe('paused');
+  });
+
+  test('is taken out again where another hand put it there', async () => {
+    await ensure(hourhand, yearly);
+    await pause();
+    await hourhand.queues.ticks.upsertJobScheduler(id, { pattern: everySecond, tz: 'UTC' });
+    expect((await look(hourhand)).state).toBe('changed');
+    expect(await ensure(hourhand, yearly)).toBe('removed');
+    await expectNone(hourhand);
+  });
+
+  test('fires again once it is resumed, at once, as the newest deploy says by then', async () => {
+    await ensure(hourhand, yearly);
+    await pause();
+    await ensure(hourhand, monthly, later(today));
+    expect(await resumeScheduler(hourhand, id, 'bob')).toMatchObject({
+      state: 'live',
+      pausedBy: null,
+      resumed: true,
+    });
+    await expectOne(hourhand, monthly);
+    expect(await resumeScheduler(hourhand, id, 'bob')).toMatchObject({ state: 'live', resumed: false });
+  });
+
+  test('stays off once it is resumed, where it is off', async () => {
+    await ensure(hourhand, 'off');
+    await pause();
+    expect(await resumeScheduler(hourhand, id, 'bob')).toMatchObject({ state: 'off' });
+    await expectNone(hourhand);
+  });
+
+  test('may be paused before any deploy has said a word of it', async () => {
+    await pause();
+    expect(await ensure(hourhand, yearly)).toBe('kept');
+    expect(await look(hourhand)).toMatchObject({ state: 'paused', pattern: yearly });
+  });
+
+  test.each([pauseScheduler, resumeScheduler, runNow])(
+    'has a name that there is, or %o does nothing',
+    async (does) => {
+      await expect(does(hourhand, 'nonsense', 'ada')).rejects.toThrow(
+        /^expected model\.call\.stats, late\.model\.calls, .*, retain\.model\.calls, got "nonsense"$/,
+      );
+      expect(await hourhand.pool.statSchedule.count()).toBe(0);
+    },
+  );
+});
+
+test('ten who ask for a tick at once get one, and ask again once it is done', async () => {
+  for (const ticks of ['1', '2']) {
+    await Promise.all(Array.from({ length: 10 }, () => runNow(hourhand, id)));
+    expect(await jobs(hourhand)).toHaveLength(1);
+    const [job] = await hourhand.queues.ticks.getJobs();
+    expect([ticks, job?.data]).toEqual([ticks, { asked: true }]);
+    await job?.remove();
+  }
+});
+
+test('a tick that was asked for, and that is in no list, makes way for a new one', async () => {
+  await runNow(hourhand, id);
+  await hourhand.redis.del(hourhand.queues.ticks.toKey('wait'));
+  expect(await freeLost(hourhand.queues, { enqueued: [], marked: [] })).toEqual(['tick-asked-for']);
+});
+
+describe.concurrent('while it is paused', () => {
+  const hour = h('2026-08-20T13');
+  const asked = h('2026-08-20T15');
+  const at = '2026-08-20T13:10:00Z';
+
+  async function startPaused(id: string): Promise<Hourhand> {
+    const paused = await startHourhand({ MODEL_CALL_STATS_CRON_TIME: yearly });
+    await pauseScheduler(paused, id, 'ada');
+    return paused;
+  }
+
+  const idle = (...queues: Queue[]) =>
+    until(
+      () => Promise.all(queues.map((queue) => queue.getJobCountByTypes('waiting', 'active'))),
+      (counts) => counts.every((n) => n === 0),
+    );
+
+  test('the roll-up is asked for by neither a look nor a tick that waited, but for the hours of a backfill', async () => {
+    await using paused = await startPaused(id);
+    await paused.record({ user: 'ada', at }, { user: 'ada', at: '2026-08-20T15:10:00Z' });
+    await paused.cover(hour, hour);
+    await paused.backfill(asked);
+    await forgetAll(paused);
+    expect(await paused.tick()).toMatchObject({ enqueued: [asked], closedEmpty: [] });
+    await paused.queues.ticks.add('tick', {});
+    await paused.work();
+    await paused.reaches(asked, 'closed');
+    await idle(paused.queues.ticks);
+    expect(await paused.hour(hour)).toBeUndefined();
+    expect(await look(paused)).toMatchObject({ state: 'paused', lastAt: null });
+
+    await resumeScheduler(paused, id, 'ada');
+    await paused.tick();
+    await paused.reaches(hour, 'closed');
+  });
+
+  test('a tick that somebody asks for runs, and is its last', async () => {
+    await using paused = await startPaused(id);
+    await paused.record({ user: 'ada', at });
+    await paused.cover(hour, hour);
+    await paused.work();
+    const before = new Date();
+    await runNow(paused, id);
+    await paused.reaches(hour, 'closed');
+    await idle(paused.queues.ticks);
+    const { state, lastAt } = await look(paused);
+    expect([state, Number(lastAt) > before.getTime() - 1_000]).toEqual(['paused', true]);
+  });
+
+  test('late data is asked for by neither a look nor a tick of either scheduler, until somebody asks', async () => {
+    await using paused = await startPaused('late.model.calls');
+    await paused.record({ user: 'ada', at });
+    await paused.work();
+    await paused.backfill(hour);
+    await paused.reaches(hour, 'closed');
+    await paused.record({ user: 'bob', at });
+    expect(await paused.tick()).toMatchObject({ marked: [], settled: [] });
+    await runNow(paused, id);
+    await paused.queues.lateTicks.add('tick', {});
+    await idle(paused.queues.ticks, paused.queues.lateTicks);
+    expect([await paused.stat('bob', hour), await paused.pool.statMark.count()]).toEqual([undefined, 1]);
+
+    await runNow(paused, 'late.model.calls');
+    await until(
+      () => paused.stat('bob', hour),
+      (stat) => stat !== undefined,
+    );
+  });
+
+  test('no tick of the others asks for anything, unless somebody asked for it', async () => {
+    await using paused = await startPaused('audit.model.call.stats');
+    await paused.work();
+    const { auditTicks, audits } = paused.queues;
+    await auditTicks.add('tick', {});
+    await idle(auditTicks);
+    expect(await audits.getJobs()).toEqual([]);
+    await runNow(paused, 'audit.model.call.stats');
+    await until(
+      () => audits.getCompletedCount(),
+      (n) => n === 1,
+    );
+  });
+
+  test('workers that start, and a pattern that is set anew, leave it so', async () => {
+    await using paused = await startHourhand({ MODEL_CALL_STATS_CRON_TIME: yearly });
+    const first = await paused.work();
+    await pauseScheduler(paused, id, 'ada');
+    await first.stop();
+    await forgetAll(paused);
+    const { DATABASE_URL } = paused.environment;
+    await using newer = await startHourhand({
+      MODEL_CALL_STATS_CRON_TIME: monthly,
+      DATABASE_URL,
+      REDIS_PREFIX: paused.prefix,
+    });
+    await newer.work();
+    await expectNone(paused);
+    expect(await look(paused)).toMatchObject({ state: 'paused', pattern: monthly, pausedBy: 'ada' });
   });
 });
 
@@ -279,6 +481,45 @@ describe.concurrent('ticks', () => {
       ([tick]) => tick?.name === `tick ${id}`,
     );
     await expectOne(working, yearly);
+  });
+
+  test('are written down once they are done, each scheduler’s own, and not while they fail', async () => {
+    await using working = await startWorking(yearly);
+    await working.pool.$executeRaw`alter table "StatRange" rename to "elsewhere"`;
+    await runNow(working, id);
+    await until(
+      () => jobs(working),
+      (left) => left.length === 1,
+    );
+    expect(await look(working)).toMatchObject({ lastAt: null });
+    await working.pool.$executeRaw`alter table "elsewhere" rename to "StatRange"`;
+    await runNow(working, id);
+    await until(
+      () => look(working),
+      ({ lastAt }) => lastAt !== null,
+    );
+    expect(
+      (await working.pool.statSchedule.findMany({ where: { lastAt: { not: null } } })).map((row) => row.id),
+    ).toEqual([id]);
+  });
+
+  test('do not fail for not being written down', async () => {
+    await using working = await startWorking(yearly);
+    await working.pool.$executeRaw`
+      create function refuse() returns trigger language plpgsql as $$ begin raise exception 'refused'; end $$`;
+    await working.pool.$executeRaw`
+      create trigger refuse before update on "StatSchedule" for each row execute function refuse()`;
+    const hour = h('2026-08-20T13');
+    await working.record({ user: 'ada', at: '2026-08-20T13:10:00Z' });
+    await working.cover(hour, hour);
+    await runNow(working, id);
+    await working.reaches(hour, 'closed');
+    const said = await until(
+      async () => working.logged.filter(({ scheduler }) => scheduler === id),
+      (lines) => lines.some(({ msg }) => msg === 'last tick not written down'),
+    );
+    expect(said.at(-1)?.reason).toContain('refused');
+    expect(working.logged.filter(({ msg }) => msg === 'job failed')).toEqual([]);
   });
 
   test('are known by their queue: one without a name and without data has the owed hours rolled up', async () => {

@@ -128,6 +128,82 @@ const tables: Record<string, { row: Row; nonsense: Record<string, Row[]>; sense:
     nonsense: { StatMark_hour_check: [{ hour: '2026-08-20T13:30Z' }] },
     sense: [{}],
   },
+  StatSchedule: {
+    row: { id: 'model.call.stats', pattern: 'off', version: '1.2.0', startedAt: '2026-08-20T13:00Z' },
+    nonsense: { StatSchedule_paused_check: [{ pausedAt: '2026-08-20T13:10Z' }, { pausedBy: 'ada' }] },
+    sense: [{}, { pausedAt: '2026-08-20T13:10Z', pausedBy: 'ada' }],
+  },
+  Alarm: {
+    row: {
+      kind: 'tick-missed',
+      subject: 'model.call.stats',
+      since: '2026-08-20T13:01Z',
+      detail: '',
+      raisedAt: '2026-08-20T13:04Z',
+      tellAfter: '2026-08-20T13:04Z',
+    },
+    nonsense: {
+      Alarm_kind_check: [{ kind: 'nonsense' }],
+      Alarm_told_check: [
+        { endToldAt: '2026-08-20T13:10Z', toldAt: '2026-08-20T13:10Z' },
+        { endToldAt: '2026-08-20T13:10Z', endedAt: '2026-08-20T13:10Z' },
+      ],
+    },
+    sense: [
+      {},
+      ...['no-hour-closed', 'hour-partial'].map((kind) => ({ kind, subject: '' })),
+      { endToldAt: '2026-08-20T13:10Z', endedAt: '2026-08-20T13:10Z', toldAt: '2026-08-20T13:10Z' },
+    ],
+  },
+  Backfill: {
+    row: {
+      requestedBy: 'ada',
+      requestedFrom: 'command line',
+      requestedAt: '2026-08-20T16:10Z',
+      start: '2026-08-20T13:00Z',
+      end: '2026-08-20T15:00Z',
+      only: 'all',
+      hours: 2,
+    },
+    nonsense: {
+      Backfill_range_check: [
+        { end: '2026-08-20T13:00Z' },
+        { end: 'infinity' },
+        { start: '-infinity' },
+        { hours: -1 },
+        { givenBack: 3 },
+      ],
+      Backfill_state_check: [
+        { state: 'paused' },
+        { state: 'finished' },
+        { state: 'cancelled' },
+        { pausedAt: '2026-08-20T16:10Z' },
+        { finishedAt: '2026-08-20T16:10Z' },
+      ],
+    },
+    sense: [
+      {},
+      { state: 'paused', pausedAt: '2026-08-20T16:10Z' },
+      { state: 'cancelled', finishedAt: '2026-08-20T16:10Z', givenBack: 2 },
+      { state: 'finished', finishedAt: '2026-08-20T16:10Z', userDid: 'ada', hours: 0 },
+    ],
+  },
+  BackfillHour: {
+    row: {
+      backfillId: 1,
+      hour: '2026-08-20T13:00Z',
+      wanted: 1,
+      covered: 'false',
+      priorRun: 0,
+      priorWanted: 0,
+      reason: 'tick',
+      attempts: 0,
+    },
+    nonsense: {
+      BackfillHour_wanted_check: [{ wanted: 0 }, { wanted: 2 }, { priorRun: -1, wanted: 0 }, { priorWanted: -1 }],
+    },
+    sense: [{}, { state: 'closed', priorRun: 2, priorWanted: 1, wanted: 3 }],
+  },
   StaleBatch: {
     row: { cleanup: 'c', at: '2026-08-20T13:10Z', calls: 1, models: '[]', hours: '[]' },
     nonsense: { StaleBatch_calls_check: [{ calls: 0 }, { calls: -1 }] },

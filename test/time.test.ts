@@ -4,7 +4,7 @@ import { afterEach, describe, expect, test } from 'vitest';
 import { home } from '../src/config.ts';
 import { endOf, epochOf, hourOf, isHour, ordinalOf, startOf } from '../src/time/hour.ts';
 import { checkKept, parseKept } from '../src/time/kept.ts';
-import { intervalOf, nextRun, parsePattern } from '../src/time/pattern.ts';
+import { firingAfter, intervalOf, nextRun, parsePattern } from '../src/time/pattern.ts';
 import { hoursIn, parseInstant, spell, wholeHours } from '../src/time/range.ts';
 import { h } from './support/hourhand.ts';
 
@@ -179,6 +179,21 @@ describe('a pattern', () => {
     const at = new Date('2026-08-20T13:01:00.000Z');
     expect(nextRun('0 1 * * * *', new Date(at.getTime() - 1))).toEqual(at);
     expect(nextRun('0 1 * * * *', at).toISOString()).toBe('2026-08-20T14:01:00.000Z');
+  });
+
+  test.each([
+    ['0 1 * * * *', '13:01:00.000Z', '14:01:00.000Z'],
+    ['0 1 * * * *', '13:01:00.250Z', '14:01:00.000Z'],
+    ['0 1 * * * *', '13:01:12Z', '14:01:00.000Z'],
+    ['0 1 * * * *', '12:56:00Z', '14:01:00.000Z'],
+    ['0 1 * * * *', '13:50:59Z', '14:01:00.000Z'],
+    ['0 1 * * * *', '13:51:01Z', '15:01:00.000Z'],
+    ['0 */10 * * * *', '13:04:59Z', '13:10:00.000Z'],
+    ['0 */10 * * * *', '13:05:01Z', '13:20:00.000Z'],
+    ['0 0,5 * * * *', '13:00:01Z', '13:05:00.000Z'],
+    ['*/15 * * * * *', '13:00:14.900Z', '13:00:30.000Z'],
+  ])('"%s" fires, after the firing that a tick at %s was of, at %s', (pattern, tick, next) => {
+    expect(firingAfter(pattern, new Date(`2026-08-20T${tick}`)).toISOString()).toBe(`2026-08-20T${next}`);
   });
 
   test.each([

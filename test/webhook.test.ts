@@ -1,12 +1,10 @@
-import { createServer, type IncomingHttpHeaders } from 'node:http';
-import type { AddressInfo } from 'node:net';
-import { text } from 'node:stream/consumers';
 import { Webhook } from 'standardwebhooks';
 import { expect, test } from 'vitest';
 import { announceTransitions } from '../src/producers/models.ts';
 import { expireStatuses, writeJudgements } from '../src/store/model-status.ts';
 import { giveProviders } from '../src/store/models.ts';
 import { type Hourhand, startHourhand, until } from './support/hourhand.ts';
+import { startReceiver } from './support/receiver.ts';
 
 const secret = 'a secret of enough letters'.replaceAll(' ', '-');
 
@@ -144,23 +142,4 @@ function announced({ pool }: Hourhand) {
     () => pool.modelTransition.findMany(),
     (rows) => rows.length === 1 && rows[0]?.announcedAt !== null,
   );
-}
-
-/** A webhook on a socket: it answers with these statuses, then with 204. */
-async function startReceiver(statuses: number[] = []) {
-  const told: { path: string | undefined; body: string; headers: IncomingHttpHeaders }[] = [];
-  const server = createServer(async (req, res) => {
-    told.push({ path: req.url, body: await text(req), headers: req.headers });
-    res.writeHead(statuses.shift() ?? 204, { location: '/elsewhere' }).end();
-  });
-  await new Promise<void>((resolve) => server.listen(0, '127.0.0.1', resolve));
-  const { port } = server.address() as AddressInfo; // a server that listens on a port has such an address
-  return {
-    url: `http://127.0.0.1:${port}`,
-    told,
-    async [Symbol.asyncDispose]() {
-      server.closeAllConnections();
-      await new Promise((resolve) => server.close(resolve));
-    },
-  };
 }

@@ -2,21 +2,22 @@
 
 import { setTimeout as sleep } from 'node:timers/promises';
 import type { Connections } from '../connections.ts';
-import { backfillHours, backfillUser } from '../producers/hours.ts';
+import { backfillHours, backfillUser } from '../producers/backfills.ts';
 import { workersOn } from '../queues/redis.ts';
-import { type Only, startOfRunningHour, surveyHours } from '../store/ledger.ts';
-import { marksLeft } from '../store/marks.ts';
-import { type HourLine, settledHours } from '../store/progress.ts';
-import { hoursIn, type Range, spell } from '../time/range.ts';
+import { backfillOf, type FailedHour, finishBackfills } from '../store/backfills.ts';
+import { startOfRunningHour } from '../store/ledger.ts';
+import { type Only, surveyBackfill } from '../store/survey.ts';
+import { type Range, spell } from '../time/range.ts';
 import { openProgress } from './progress.ts';
 import { say } from './say.ts';
 
 export interface BackfillOptions {
-  readonly user?: string;
+  readonly user?: string | undefined;
   readonly only: Only;
   readonly dryRun: boolean;
   readonly wait: boolean;
   readonly requestedBy: string;
+  readonly requestedFrom: string;
 }
 
 /** @returns the exit code: 1 if, waited for, anything failed */
@@ -43,77 +44,62 @@ export async function endedPart({ pool }: Pick<Connections, 'pool'>, asked: Rang
 }
 
 async function survey({ pool }: Connections, range: Range, { only, user }: BackfillOptions): Promise<number> {
-  const found = await surveyHours(pool, range);
-  const chosen = found.filter(({ state, sealed }) => {
-    if (sealed) return false;
-    return only === 'all' || (only === 'missing' ? ['missing', 'open'].includes(state) : state === only);
-  });
-  const hours = chosen.reduce((sum, line) => sum + line.hours, 0);
-  const states = found.map((line) => `${line.hours} ${line.sealed ? 'sealed' : line.state}`).join(', ');
-  say(`${spell(range)}: ${hoursIn(range)} hours: ${states}`);
+  const { hours, byState, asked, users, moreUsers } = await surveyBackfill(pool, range, { only, user });
+  const states = Object.entries(byState).map(([state, count]) => `${count} ${state}`);
   say(
-    user === undefined
-      ? `would ask for ${hours} of them; nothing was changed`
-      : `would ask for ${user} in them; nothing was changed`,
+    `${spell(range)}: ${hours} hours: ${states.join(', ')}; ${moreUsers ? 'at least ' : ''}${users} users with calls`,
   );
+  say(`would ask for ${user === undefined ? asked : `${user} in ${asked}`} of them; nothing was changed`);
   return 0;
 }
 
-async function wholeHours(
-  connections: Connections,
-  range: Range,
-  { only, requestedBy, wait }: BackfillOptions,
-): Promise<number> {
-  const { hours, sealed } = await backfillHours(connections, range, { only, reason: 'backfill', requestedBy });
-  say(`asked for ${hours.length} hours of ${spell(range)}`);
+async function wholeHours(connections: Connections, range: Range, options: BackfillOptions): Promise<number> {
+  const { backfill, hours, sealed } = await backfillHours(connections, range, { reason: 'backfill', ...options });
+  say(`asked for ${hours.length} hours of ${spell(range)} (backfill ${backfill})`);
   if (sealed.length > 0) say(`${sealed.length} hours are sealed and stay as they are, the first ${sealed[0]}`);
-  if (!wait || hours.length === 0) return 0;
-  const settled: HourLine[] = [];
-  let left = hours;
-  await until(connections, hours.length, async () => {
-    const lines = await settledHours(connections.pool, left);
-    const done = new Set(lines.map((line) => line.hour));
-    left = left.filter(({ hour }) => !done.has(hour));
-    settled.push(...lines);
-    return settled.length;
-  });
-  return report(settled);
+  return options.wait && hours.length > 0 ? waitFor(connections, backfill, hours.length) : 0;
 }
 
 async function oneUser(
   connections: Connections,
   range: Range,
   user: string,
-  { wait }: BackfillOptions,
+  options: BackfillOptions,
 ): Promise<number> {
-  const { pool } = connections;
-  const { hours, seq } = await backfillUser(connections, user, range);
-  say(`asked for ${user} in ${hours.length} hours of ${spell(range)}`);
-  if (!wait || hours.length === 0) return 0;
-  let failed: HourLine[] = [];
-  await until(connections, hours.length, async () => {
-    // A mark is left, and its hour names the user and is in back-off again: it was tried, and could not be stored.
-    const left = await marksLeft(pool, user, hours, seq);
-    const wanted = left.map((hour) => ({ hour, wanted: 0 }));
-    failed = (await settledHours(pool, wanted)).filter((line) => line.nextAttemptAt && line.error?.includes(user));
-    return hours.length - left.length + failed.length;
-  });
-  return report(failed);
+  const { backfill, hours } = await backfillUser(connections, user, range, options);
+  say(`asked for ${user} in ${hours.length} hours of ${spell(range)} (backfill ${backfill})`);
+  return options.wait && hours.length > 0 ? waitFor(connections, backfill, hours.length) : 0;
 }
 
-/** Look until `total` are done, showing how far it is. Says so when nobody works. */
-async function until(connections: Connections, total: number, look: () => Promise<number>): Promise<void> {
+/** Look until nothing of a backfill is pending, showing how far it is. Says when it is paused, and when nobody works. */
+async function waitFor(connections: Connections, id: number, total: number): Promise<number> {
+  const { pool, queues } = connections;
   const progress = openProgress('hours', total);
   let idleLooks = 0;
+  let paused = false;
   try {
     for (let before = -1; ; ) {
-      const found = await look();
-      progress.update(found);
-      if (found >= total) return;
-      idleLooks = found === before ? idleLooks + 1 : 0;
-      before = found;
+      const found = await backfillOf(pool, id);
+      if (!found) throw new Error(`expected backfill ${id}, got none: its row was deleted`);
+      const { state, hours, pending, settledBy } = found;
+      if (state === 'cancelled') {
+        progress.note(`backfill ${id} was cancelled by ${settledBy}`);
+        return 1;
+      }
+      progress.update(hours - pending);
+      if (pending === 0) {
+        await finishBackfills(pool);
+        progress.stop();
+        return report(found);
+      }
+      if (state === 'paused' && !paused) {
+        progress.note(`backfill ${id} was paused by ${settledBy}; it goes on with hourhand backfills resume ${id}`);
+      }
+      paused = state === 'paused';
+      idleLooks = pending === before && !paused ? idleLooks + 1 : 0;
+      before = pending;
       // Asked for again and again, for Redis may be away: what counts is in Postgres.
-      if (idleLooks % 40 === 20 && (await workersOn(connections.queues.hours)) === 0) {
+      if (idleLooks % 40 === 20 && (await workersOn(queues.hours)) === 0) {
         progress.note('no worker is there to roll them up: start one with hourhand worker');
       }
       await sleep(250);
@@ -123,13 +109,8 @@ async function until(connections: Connections, total: number, look: () => Promis
   }
 }
 
-function report(lines: readonly HourLine[]): number {
-  const failed = lines.filter((line) => line.state === 'partial');
-  for (const line of failed) say(`${line.hour} partial: ${line.error}`);
-  say(
-    failed.length === 0
-      ? 'all closed'
-      : `${failed.length} hours could not be closed; they are tried again by themselves`,
-  );
-  return failed.length === 0 ? 0 : 1;
+function report({ failed, failures }: { failed: number; failures: readonly FailedHour[] }): number {
+  for (const { hour, error } of failures) say(`${hour} partial: ${error}`);
+  say(failed === 0 ? 'all closed' : `${failed} hours could not be closed; they are tried again by themselves`);
+  return failed === 0 ? 0 : 1;
 }

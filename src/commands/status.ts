@@ -2,52 +2,29 @@
 
 import Table from 'cli-table3';
 import type { Connections } from '../connections.ts';
-import { inspectScheduler, wishes } from '../producers/schedules.ts';
-import { workersOn } from '../queues/redis.ts';
-import { auditStatus } from '../store/audit.ts';
-import { hasStrays, layoutOf } from '../store/partitions.ts';
-import { ledgerStatus } from '../store/progress.ts';
-import { olderTransactions } from '../store/seam.ts';
-import { waitingHours } from '../store/standing.ts';
+import { statusOf } from '../dashboard/status.ts';
 import { hourOf } from '../time/hour.ts';
 
-/** The ledger, the schedulers and the queues at one look; what `--json` prints. */
-export async function gatherStatus({ pool, queues, config }: Connections) {
-  const ledger = await ledgerStatus(pool, 20);
-  const waiting = await waitingHours(pool, 20);
-  const older = waiting.length > 0 ? await olderTransactions(pool) : [];
-  const audit = await auditStatus(pool, 20);
-  const layout = await layoutOf(pool);
-  const strays = layout.kind === 'ours' && (await hasStrays(pool));
-  const schedulers = await Promise.all(wishes(queues, config).map((wish) => inspectScheduler(pool, wish)));
-  const counts = await Promise.all(
-    Object.values(queues).map(async (queue) => ({
-      queue: queue.name as string,
-      paused: (await queue.isPaused()) as boolean,
-      ...((await queue.getJobCounts(
-        'waiting',
-        'prioritized',
-        'active',
-        'delayed',
-        'waiting-children',
-        'failed',
-      )) as Record<string, number>),
-    })),
-  );
-  const workers = (await workersOn(queues.hours)) ?? null;
+/** What `--json` prints. */
+export async function gatherStatus(connections: Connections) {
+  const found = await statusOf(connections);
+  const { ledger, waiting, older, audit, layout, strays, alarms, schedulers, queues, workers } = found;
+  if (found.redis !== null) throw new Error(`Redis: ${found.redis}`);
   return {
     now: ledger.now,
     watermark: ledger.watermark && hourOf(ledger.watermark),
     owed: ledger.owed,
+    held: ledger.held,
     oldestOwed: ledger.oldestOwed && hourOf(ledger.oldestOwed),
     marks: ledger.marks,
     hours: ledger.unsettled,
     provisional: { hours: waiting, olderTransactions: older },
     audit,
     layout: layout.kind === 'ours' ? { ...layout, strays } : layout,
+    alarms,
     schedulers,
-    queues: counts,
-    workers,
+    queues,
+    workers: workers?.length ?? null,
   };
 }
 
@@ -61,6 +38,7 @@ function inWords(found: Awaited<ReturnType<typeof gatherStatus>>): string {
   const lines = [
     `watermark   ${found.watermark ?? 'none yet: no worker has ever started'}   (everything before it is closed)`,
     `owed        ${found.owed} hours${found.oldestOwed ? `, the oldest ${found.oldestOwed}` : ''}; ${found.marks} marks`,
+    ...(found.held > 0 ? [`held        ${found.held} hours, of backfills that are paused`] : []),
     `workers     ${found.workers ?? 'unknown'}`,
   ];
   for (const { hour, state, run, error, nextAttemptAt } of found.hours) {
@@ -81,10 +59,13 @@ function inWords(found: Awaited<ReturnType<typeof gatherStatus>>): string {
     `audited     ${found.audit.since ? `every closed hour since ${found.audit.since.toISOString()}` : 'not every closed hour yet'}`,
   );
   lines.push(`layout      ${layoutInWords(found.layout)}`);
-  for (const { id, pattern, next, state } of found.schedulers) {
-    lines.push(
-      `scheduler   ${id} ${state}, "${pattern ?? 'not set yet'}"${next ? `, next ${next.toISOString()}` : ''}`,
-    );
+  for (const { kind, subject, detail } of found.alarms) {
+    lines.push(`alarm       ${[kind, subject].filter(Boolean).join(' ')}: ${detail}`);
+  }
+  for (const { id, pattern, next, state, lastAt, pausedAt, pausedBy } of found.schedulers) {
+    const runs = `${lastAt ? `, last ${lastAt.toISOString()}` : ''}${next ? `, next ${next.toISOString()}` : ''}`;
+    const paused = pausedAt ? `, paused by ${pausedBy} since ${pausedAt.toISOString()}` : '';
+    lines.push(`scheduler   ${id} ${state}, "${pattern ?? 'not set yet'}"${runs}${paused}`);
   }
   const table = new Table({
     head: ['queue', 'waiting', 'active', 'delayed', 'waiting for children', 'failed', ''],

@@ -45,16 +45,23 @@ export interface Answer {
 
 /**
  * Bull Board over every queue, to be mounted at `path`. It asks nobody who they are and would change anything: guard
- * it. What it throws is put into words by `answerTo`, because its own answer shows stacks where NODE_ENV is development.
+ * it. `readOnly` leaves its buttons out. What it throws is put into words by `answerTo`, because its own answer shows stacks where NODE_ENV is development.
  */
 export function board(
   queues: Queues,
-  { path, sample, answerTo }: { path: string; sample: boolean; answerTo: (error: unknown) => Answer },
+  {
+    path,
+    sample,
+    readOnly,
+    answerTo,
+  }: { path: string; sample: boolean; readOnly: boolean; answerTo: (error: unknown) => Answer },
 ): Express {
   const serverAdapter = new LocalAdapter().setBasePath(path);
   const names = Object.keys(DESCRIPTIONS) as (keyof Queues)[]; // Object.keys forgets what the record's type knows
   createBullBoard({
-    queues: names.map((name) => new BullMQAdapter(queues[name], { description: DESCRIPTIONS[name] })),
+    queues: names.map(
+      (name) => new BullMQAdapter(queues[name], { description: DESCRIPTIONS[name], readOnlyMode: readOnly }),
+    ),
     serverAdapter,
     options: { uiConfig: { ...uiConfig, ...(sample ? sampleConfig : {}) } },
   });

@@ -5,29 +5,36 @@ import { Router } from 'express';
 import type { Connections } from '../connections.ts';
 import { inspectScheduler, type Wish, wishes } from '../producers/schedules.ts';
 import { askForKey, maxmemoryPolicy } from '../queues/redis.ts';
+import { type AlarmPolicy, type Wrong, wrongNow } from '../store/alarms.ts';
 import { reasonOf } from '../store/db.ts';
 import { pendingMigrations } from '../store/migrate.ts';
+import { whoAsks } from './access.ts';
 
 const LIMIT_MS = 2_000;
-const fresh = { 'Cache-Control': 'no-store' };
 
 type Finding = { ok: boolean; expected: string; found: string };
+type Check = Finding & { name: string };
+
+/** `/healthz` answers for as long as the process lives, and asks nobody: not even who asks. */
+export function alive(version: string): Router {
+  return Router().get('/healthz', (_req, res) => {
+    res.json({ status: 'ok', version });
+  });
+}
 
 /**
- * `/healthz` answers for as long as the process lives, and asks nobody. `/readyz` asks Redis, PostgreSQL and the
- * schedulers each time, all at once and for two seconds at most: 200 when each is as it must be, else 503; in either case
- * what was expected and what was found.
+ * `/readyz` asks Redis, PostgreSQL and the schedulers each time, and the ledger what is wrong for too long, all at once and for two
+ * seconds at most: 200 when each is as it must be, else 503; in either case what was expected and what was found, which is told to
+ * those alone who are known.
  */
-export function health(
-  { config, pool, redis, queues }: Connections,
+export function readiness(
+  { config, pool, redis, queues, alarmPolicy }: Connections,
   { version, migrations }: { version: string; migrations: string },
 ): Router {
   const router = Router();
-  router.get('/healthz', (_req, res) => {
-    res.set(fresh).json({ status: 'ok', version });
-  });
   router.get('/readyz', async (_req, res) => {
-    const checks = await Promise.all([
+    const [alarms, ...others] = await Promise.all([
+      alarmChecks(pool, alarmPolicy),
       check('redis', 'an answer within 2 s', async () => {
         await askForKey(redis, config.REDIS_PREFIX);
         return { ok: true, found: 'an answer' };
@@ -46,14 +53,13 @@ export function health(
         return { ok, found: ok ? 'all applied' : `not applied: ${pending.join(', ')}` };
       }),
       ...wishes(queues, config).map((wish) =>
-        check(`scheduler ${wish.id}`, 'live, or off', () => scheduler(pool, wish)),
+        check(`scheduler ${wish.id}`, 'live, off or paused', () => scheduler(pool, wish)),
       ),
     ]);
+    const checks = [...others, ...alarms];
     const ready = checks.every(({ ok }) => ok);
-    res
-      .status(ready ? 200 : 503)
-      .set(fresh)
-      .json({ status: ready ? 'ok' : 'not ready', version, checks });
+    const told = whoAsks(res) ? checks : checks.map(({ name, ok }) => ({ name, ok }));
+    res.status(ready ? 200 : 503).json({ status: ready ? 'ok' : 'not ready', version, checks: told });
   });
   return router;
 }
@@ -63,7 +69,7 @@ async function check(
   name: string,
   expected: string,
   ask: () => Promise<Omit<Finding, 'expected'> & { expected?: string }>,
-): Promise<Finding & { name: string }> {
+): Promise<Check> {
   const answered = new AbortController();
   const late = sleep(LIMIT_MS, undefined, { signal: answered.signal }).then(() => {
     throw new Error(`no answer within ${LIMIT_MS / 1000} s`);
@@ -78,8 +84,25 @@ async function check(
   }
 }
 
+/** What is wrong for too long at this very moment, one by one, whether or not anybody has raised an alarm yet. */
+async function alarmChecks(pool: Connections['pool'], policy: AlarmPolicy): Promise<Check[]> {
+  let wrong: Wrong[] = [];
+  const all = await check('alarms', 'none', async () => {
+    wrong = await wrongNow(pool, policy);
+    return { ok: wrong.length === 0, found: `${wrong.length || 'none'}` };
+  });
+  if (wrong.length === 0) return [all];
+  return wrong.map(({ kind, subject, expected, found }) => {
+    const name = ['alarm', kind, subject].filter(Boolean).join(' ');
+    return { name, ok: false, expected, found };
+  });
+}
+
 async function scheduler(pool: Connections['pool'], wish: Wish): Promise<Finding> {
-  const { pattern, state, next } = await inspectScheduler(pool, wish);
+  const { pattern, state, next, pausedAt, pausedBy } = await inspectScheduler(pool, wish);
+  if (state === 'paused') {
+    return { ok: true, expected: 'paused', found: `paused by ${pausedBy} since ${pausedAt?.toISOString()}` };
+  }
   const expected = pattern === 'off' ? 'off' : `live, ${pattern ?? 'as the first worker says'}, in UTC`;
   const found = next ? `${state}, next ${next.toISOString()}` : state;
   return { ok: state === 'live' || state === 'off', expected, found };

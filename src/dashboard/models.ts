@@ -6,6 +6,8 @@ import type { Connections } from '../connections.ts';
 import { requestCheck, UnknownModels } from '../producers/models.ts';
 import { checkOf } from '../store/checks.ts';
 import { statusLines } from '../store/model-status.ts';
+import { operatorOf } from './access.ts';
+import { record } from './account.ts';
 
 const request = z.strictObject({
   models: z.array(z.string().max(700)).max(1_000).default([]),
@@ -16,14 +18,14 @@ const request = z.strictObject({
  * `GET /api/models`: what `hourhand models status --json` prints. `POST /api/models/check` asks a worker for a look at
  * `{"models": [], "probe": false}` and answers 202 with the check's number; `GET /api/models/checks/N` says what came of it.
  */
-export function models({ pool, queues, modelPolicy }: Connections): Router {
+export function models({ pool, queues, modelPolicy, log }: Connections): Router {
   const router = Router();
   router.get('/api/models', async (_req, res) => {
-    res.set('Cache-Control', 'no-store').json(await statusLines(pool, await modelPolicy.interval()));
+    res.json(await statusLines(pool, await modelPolicy.interval()));
   });
   router.get('/api/models/checks/:id', async (req, res) => {
     const check = /^\d{1,15}$/.test(req.params.id) ? await checkOf(pool, Number(req.params.id)) : undefined;
-    if (check) res.set('Cache-Control', 'no-store').json(check);
+    if (check) res.json(check);
     else res.status(404).json({ error: 'Not found', message: 'There is no such check.' });
   });
   router.post('/api/models/check', json({ limit: '64kb' }), async (req, res) => {
@@ -34,7 +36,14 @@ export function models({ pool, queues, modelPolicy }: Connections): Router {
       return;
     }
     const { models: names, probe } = parsed.data;
-    const asked = { names, probe, interval: await modelPolicy.interval(), requestedBy: 'dashboard' };
+    const { name, how } = operatorOf(res);
+    const requestedBy = how === 'anonymous' ? 'dashboard' : name;
+    const asked = { names, probe, interval: await modelPolicy.interval(), requestedBy };
+    await record({ pool, log }, req, res, {
+      what: 'check models',
+      subject: names.join(', ') || 'all',
+      detail: { probe },
+    });
     try {
       const { check } = await requestCheck({ pool, queues }, asked);
       res.status(202).json({ check });

@@ -2,6 +2,8 @@
 
 import { requestHour } from '../producers/hours.ts';
 import type { Queues } from '../queues/redis.ts';
+import { forgetActions } from '../store/actions.ts';
+import { forgetAlarms } from '../store/alarms.ts';
 import { type AuditResult, auditHour, hoursToAudit } from '../store/audit.ts';
 import { forgetChanges } from '../store/changes.ts';
 import type { Pool } from '../store/db.ts';
@@ -51,6 +53,8 @@ export function auditHoursProcessor(deps: { pool: Pool; queues: Queues; policy: 
     if (sealed > 0) log.info({ hours: sealed }, 'hours sealed');
     await forgetChanges(pool, policy.historyDays);
     await forgetRuns(pool, policy.historyDays);
+    await forgetActions(pool, policy.historyDays);
+    await forgetAlarms(pool, policy.historyDays);
     await job.log(
       `${hours.length} hours recounted, ${differing} differ${old.length > 0 ? `; ${sealed} of ${old.length} old hours sealed` : ''}`,
     );

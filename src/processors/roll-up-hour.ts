@@ -12,17 +12,9 @@ import {
   rollUpHour,
   rollUpUsers,
 } from '../queues/stats.ts';
+import { allotRun, type CutPolicy, fitsAtOnce, sizeOf } from '../store/cut.ts';
 import type { Pool } from '../store/db.ts';
-import {
-  allot,
-  allotRun,
-  type ClosePolicy,
-  type CutPolicy,
-  endRun,
-  fitsAtOnce,
-  shardsOf,
-  sizeOf,
-} from '../store/ledger.ts';
+import { allot, type ClosePolicy, endRun, shardsOf } from '../store/ledger.ts';
 import { waitsForOlder } from '../store/seam.ts';
 import { rollUp } from '../store/stats.ts';
 import type { Hour } from '../time/hour.ts';

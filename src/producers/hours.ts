@@ -7,18 +7,15 @@ import type { Now, Pool } from '../store/db.ts';
 import {
   type ClosePolicy,
   closeEmptyHours,
-  type Only,
   type OwedHour,
   owedHours,
   type Reason,
-  type Request,
   requestHours,
 } from '../store/ledger.ts';
-import { markedHours, markUser, sweepMarks } from '../store/marks.ts';
-import { cover } from '../store/ranges.ts';
+import { markedHours, sweepMarks } from '../store/marks.ts';
+import { allSchedules } from '../store/schedules.ts';
 import { reopenSettled } from '../store/seam.ts';
-import { endOf, type Hour, startOf } from '../time/hour.ts';
-import type { Range } from '../time/range.ts';
+import type { Hour } from '../time/hour.ts';
 
 export interface HoursPolicy extends ClosePolicy {
   readonly maxHoursPerTick: number;
@@ -29,13 +26,23 @@ export interface HoursPolicy extends ClosePolicy {
  *
  * A tick is only a reason to look: the ledger decides what is owed. A missed tick, a doubled tick and a first start all
  * come to the same thing. Hours without anything in them are closed here, together, and need no job.
+ *
+ * What an operator paused is left out, whoever looks: of the roll-up, all hours but those that somebody asked for; of the late data, what
+ * `enqueueLate` does. See docs/decisions/0014-pauses-and-alarms.md.
+ *
+ * @param asked a person asked for this very look at the roll-up, paused or not
  */
 export async function enqueueOwed(
   { pool, queues, policy }: { pool: Pool; queues: Queues; policy: HoursPolicy },
   now?: Now,
+  asked = false,
 ): Promise<{ enqueued: Hour[]; closedEmpty: Hour[]; marked: Hour[]; settled: Hour[] }> {
-  const late = await enqueueLate({ pool, queues, policy }, now);
-  const owed = await owedHours(pool, policy.maxHoursPerTick, now);
+  const paused = await pausedSchedulers(pool);
+  const late = paused.has('late.model.calls')
+    ? { marked: [], settled: [] }
+    : await enqueueLate({ pool, queues, policy }, now);
+  const only = paused.has('model.call.stats') && !asked ? 'asked for' : 'all';
+  const owed = await owedHours(pool, policy.maxHoursPerTick, now, only);
   const closedEmpty = await closeEmptyHours(
     pool,
     owed.map(({ hour }) => hour),
@@ -46,6 +53,11 @@ export async function enqueueOwed(
   const rest = owed.filter(({ hour }) => !empty.has(hour));
   await enqueueHours(queues, rest);
   return { enqueued: rest.map(({ hour }) => hour), closedEmpty, ...late };
+}
+
+/** The schedulers that an operator paused. */
+async function pausedSchedulers(pool: Pool): Promise<Set<string>> {
+  return new Set((await allSchedules(pool)).filter(({ pausedAt }) => pausedAt).map(({ id }) => id));
 }
 
 /** Marks that are swept away at once: about half a second of work. */
@@ -89,58 +101,11 @@ export async function enqueueMarks(queues: Queues, hours: readonly Hour[]): Prom
   );
 }
 
-/**
- * A backfill: cover the range and ask for its hours, in the ledger first and in one transaction, then enqueue them.
- * What happens to Redis after the ledger knows does not matter: the next look finds them owed.
- *
- * @param range whole hours that have ended
- */
-export async function backfillHours(
-  { pool, queues, policy }: { pool: Pool; queues: Queues; policy: HoursPolicy },
-  range: Range,
-  asked: { only: Only; reason: Reason; requestedBy: string },
-  now?: Now,
-): Promise<Request> {
-  const request = await pool.$transaction(async (db) => {
-    await cover(db, range);
-    return requestHours(db, range, asked, now);
-  });
-  const closed = new Set<Hour>();
-  for (let i = 0; i < request.hours.length; i += policy.maxHoursPerTick) {
-    const some = request.hours.slice(i, i + policy.maxHoursPerTick);
-    for (const hour of await closeEmptyHours(
-      pool,
-      some.map(({ hour }) => hour),
-      policy,
-      now,
-    ))
-      closed.add(hour);
-  }
-  await enqueueHours(
-    queues,
-    request.hours.filter(({ hour }) => !closed.has(hour)),
-  );
-  return request;
-}
-
-/** Ask for one hour, whatever its state: in the ledger first, then its job. */
+/** Ask for one hour, whatever its state: in the ledger first, then its job. It is no backfill's any more. */
 export async function requestHour(
   { pool, queues }: { pool: Pool; queues: Queues },
   hour: Hour,
   asked: { reason: Reason; requestedBy: string },
 ): Promise<void> {
-  const request = await requestHours(pool, { start: startOf(hour), end: endOf(hour) }, { only: 'all', ...asked });
-  await enqueueHours(queues, request.hours);
-}
-
-/** A backfill of one user: marks, in the ledger first, then one job for each hour that holds some. */
-export async function backfillUser(
-  { pool, queues }: { pool: Pool; queues: Queues },
-  userDid: string,
-  range: Range,
-  now?: Now,
-): Promise<{ hours: Hour[]; seq: bigint }> {
-  const marked = await pool.$transaction((db) => markUser(db, userDid, range, now));
-  await enqueueMarks(queues, marked.hours);
-  return marked;
+  await enqueueHours(queues, await requestHours(pool, [hour], asked));
 }

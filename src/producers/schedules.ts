@@ -1,10 +1,17 @@
 // Do the schedulers stand as they must?
 
 import type { JobSchedulerJson, Queue } from 'bullmq';
-import { tickOptions } from '../queues/define-job.ts';
+import { addJobs, askedTick, tickOptions } from '../queues/define-job.ts';
 import type { Queues } from '../queues/redis.ts';
-import type { Db } from '../store/db.ts';
-import { type Deploy, type Schedule, scheduleOf, settleSchedule } from '../store/schedules.ts';
+import type { Db, Pool } from '../store/db.ts';
+import {
+  type Deploy,
+  markPaused,
+  markResumed,
+  type Schedule,
+  scheduleOf,
+  settleSchedule,
+} from '../store/schedules.ts';
 import { nextRun, type Pattern } from '../time/pattern.ts';
 
 /** A scheduler as this process would have it. */
@@ -34,6 +41,27 @@ const SCHEDULERS = [
   ['retain.model.calls', 'RETAIN_MODEL_CALLS_CRON_TIME', 'retainTicks'],
 ] as const;
 
+export type SchedulerId = (typeof SCHEDULERS)[number][0];
+
+/** A scheduler was named that there is none of. */
+export class UnknownScheduler extends RangeError {}
+
+/**
+ * The queue of a scheduler's ticks.
+ *
+ * @throws {UnknownScheduler} naming those that there are
+ */
+export function ticksOf(queues: Queues, id: string): Queue {
+  const found = SCHEDULERS.find(([known]) => known === id);
+  if (!found) throw new UnknownScheduler(`expected ${SCHEDULERS.map(([known]) => known).join(', ')}, got "${id}"`);
+  return queues[found[2]];
+}
+
+/** The queues that hold nothing but ticks. */
+export function tickQueues(queues: Queues): Queue[] {
+  return SCHEDULERS.map(([, , queue]) => queues[queue]);
+}
+
 /** Every scheduler, with this process' patterns. */
 export function wishes(queues: Queues, patterns: Patterns): (Wish & { variable: keyof Patterns })[] {
   return SCHEDULERS.map(([id, variable, queue]) => ({
@@ -44,7 +72,7 @@ export function wishes(queues: Queues, patterns: Patterns): (Wish & { variable: 
   }));
 }
 
-export type SchedulerState = 'live' | 'missing' | 'changed' | 'broken' | 'off';
+export type SchedulerState = 'live' | 'missing' | 'changed' | 'broken' | 'off' | 'paused';
 
 export interface Inspected {
   readonly id: string;
@@ -52,26 +80,35 @@ export interface Inspected {
   readonly pattern: Pattern | null;
   readonly next: Date | null;
   readonly state: SchedulerState;
+  /** When its last tick was done. */
+  readonly lastAt: Date | null;
+  readonly pausedAt: Date | null;
+  readonly pausedBy: string | null;
 }
 
 /** Compare a scheduler in Redis with what the newest deploy says of it. Changes nothing. */
 export async function inspectScheduler(db: Db, { id, queue }: Pick<Wish, 'id' | 'queue'>): Promise<Inspected> {
   const schedule = await scheduleOf(db, id);
   const found = await queue.getJobScheduler(id);
-  const pattern = schedule?.pattern ?? null;
+  const { pattern = null, lastAt = null, pausedAt = null, pausedBy = null } = schedule ?? {};
   const next = found?.next ? new Date(found.next) : null;
-  return { id, pattern, next, state: await stateOf(queue, pattern, found) };
+  return { id, pattern, next, state: await stateOf(queue, schedule, found), lastAt, pausedAt, pausedBy };
 }
 
 async function stateOf(
   queue: Queue,
-  pattern: Pattern | null,
+  schedule: Schedule | undefined,
   found: JobSchedulerJson | undefined,
 ): Promise<SchedulerState> {
-  if (pattern === 'off') return found ? 'changed' : 'off';
-  if (!found || pattern === null) return 'missing';
-  if (found.pattern !== pattern || found.tz !== 'UTC') return 'changed';
+  if (schedule && !fires(schedule)) return found ? 'changed' : schedule.pausedAt ? 'paused' : 'off';
+  if (!found || !schedule) return 'missing';
+  if (found.pattern !== schedule.pattern || found.tz !== 'UTC') return 'changed';
   return (await isBroken(queue, found)) ? 'broken' : 'live';
+}
+
+/** Whether it is to be in Redis at all. */
+function fires({ pattern, pausedAt }: Schedule): boolean {
+  return pattern !== 'off' && !pausedAt;
 }
 
 export type Ensured = 'kept' | 'added' | 'changed' | 'repaired' | 'removed';
@@ -84,15 +121,62 @@ export type Ensured = 'kept' | 'added' | 'changed' | 'repaired' | 'removed';
  * @throws what Redis or Postgres threw; nothing is half done that the next call would not mend
  */
 export async function ensureScheduler(db: Db, wish: Wish, deploy: Deploy): Promise<Ensured> {
-  const { id, queue } = wish;
-  const schedule = await settleSchedule(db, id, wish.pattern, deploy);
+  const { id, queue, pattern } = wish;
+  return putRight(queue, await settleSchedule(db, id, pattern, deploy));
+}
+
+async function putRight(queue: Queue, schedule: Schedule): Promise<Ensured> {
+  const { id } = schedule;
   // The limit lives in Redis too, and goes with it: without it a slow tick runs beside the next.
   if ((await queue.getGlobalConcurrency()) !== 1) await queue.setGlobalConcurrency(1);
-  const state = await stateOf(queue, schedule.pattern, await queue.getJobScheduler(id));
-  if (state === 'live' || state === 'off') return 'kept';
-  if (schedule.pattern === 'off') return (await queue.removeJobScheduler(id)) ? 'removed' : 'kept';
+  const state = await stateOf(queue, schedule, await queue.getJobScheduler(id));
+  if (state === 'live' || state === 'off' || state === 'paused') return 'kept';
+  if (!fires(schedule)) return (await queue.removeJobScheduler(id)) ? 'removed' : 'kept';
   await upsert(queue, schedule);
   return ({ missing: 'added', changed: 'changed', broken: 'repaired' } as const)[state];
+}
+
+/**
+ * Pause a scheduler until somebody resumes it: in Postgres first, where neither a deploy nor a Redis that forgets takes it back, then
+ * in Redis. A tick that waits there already ends without doing anything; what earlier ones asked for goes on.
+ *
+ * @throws {UnknownScheduler}
+ */
+export async function pauseScheduler(
+  { pool, queues }: { pool: Pool; queues: Queues },
+  id: string,
+  by: string,
+): Promise<Inspected> {
+  const queue = ticksOf(queues, id);
+  await markPaused(pool, id, by);
+  await queue.removeJobScheduler(id);
+  return inspectScheduler(pool, { id, queue });
+}
+
+/**
+ * Have a scheduler fire again, at once and with the pattern that stands.
+ *
+ * @throws {UnknownScheduler}
+ */
+export async function resumeScheduler(
+  { pool, queues }: { pool: Pool; queues: Queues },
+  id: string,
+  by: string,
+): Promise<Inspected & { resumed: boolean }> {
+  const queue = ticksOf(queues, id);
+  const resumed = await markResumed(pool, id, by);
+  const schedule = await scheduleOf(pool, id);
+  if (schedule) await putRight(queue, schedule);
+  return { ...(await inspectScheduler(pool, { id, queue })), resumed };
+}
+
+/**
+ * Have one tick run now, also of a scheduler that is paused or off. However often it is asked for before it has run, it is one.
+ *
+ * @throws {UnknownScheduler}
+ */
+export async function runNow({ queues }: { queues: Queues }, id: string): Promise<void> {
+  await addJobs(ticksOf(queues, id), [askedTick]);
 }
 
 /** Where a leftover (a promoted tick, say, or half of a lost one) has the next tick's id already, it makes way. */

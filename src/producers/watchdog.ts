@@ -2,16 +2,18 @@
 
 import type { Job, Queue } from 'bullmq';
 import { auditHours } from '../queues/audit.ts';
+import { askedTick } from '../queues/define-job.ts';
 import { checkModels } from '../queues/models.ts';
 import type { Queues } from '../queues/redis.ts';
 import { retainCalls } from '../queues/retain.ts';
 import { failStaleCalls } from '../queues/stale.ts';
 import { rollUpHour, rollUpMarks } from '../queues/stats.ts';
 import type { Hour } from '../time/hour.ts';
+import { tickQueues } from './schedules.ts';
 
 /**
- * Remove the jobs that stand for owed or marked hours, or for the looks at calls, models and closed hours, and that no worker will ever
- * find: they are in no list of their queue, and hold their deduplication id for ever; and those that wait for such a child. Then
+ * Remove the jobs that stand for owed or marked hours, for the looks at calls, models and closed hours, or for ticks that were asked for, and
+ * that no worker will ever find: they are in no list of their queue, and hold their deduplication id for ever; and those that wait for such a child. Then
  * they can be enqueued again.
  *
  * BullMQ moves a job from one list to another inside one script, and tells its state inside another: a job that is being
@@ -34,6 +36,7 @@ export async function freeLost(
     freeIfLost(queues.audits, auditHours.deduplicationId?.({})),
     freeIfLost(queues.retentions, retainCalls.deduplicationId?.({})),
     freeIfLost(queues.checks, checkModels.deduplicationId?.({ step: 'plan', check: 0 })),
+    ...tickQueues(queues).map((queue) => freeIfLost(queue, askedTick.opts.deduplication?.id)),
   ]);
   return freed.filter((id) => id !== undefined);
 }

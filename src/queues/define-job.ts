@@ -37,6 +37,18 @@ export const retried: JobsOptions = {
  */
 export const tickOptions: JobsOptions = { removeOnComplete: true, removeOnFail: true, attempts: 1 };
 
+/** A tick that a person asks for. While one waits or runs it stands for every other. */
+export const askedTick: JobToAdd = {
+  name: 'tick, asked for',
+  data: { asked: true },
+  opts: { ...tickOptions, deduplication: { id: 'tick-asked-for' } },
+};
+
+/** Whether a person asked for this tick. */
+export function isAskedFor({ data }: Pick<Job, 'data'>): boolean {
+  return Object(data).asked === true;
+}
+
 export interface JobToAdd {
   readonly name: string;
   readonly data: object;

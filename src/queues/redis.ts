@@ -2,7 +2,7 @@
 
 import { connect as connectTcp, type Socket } from 'node:net';
 import { connect as connectTls } from 'node:tls';
-import { Queue } from 'bullmq';
+import { Queue, type Telemetry } from 'bullmq';
 import { AbstractConnector, Cluster, Redis, type RedisOptions, type StandaloneConnectionOptions } from 'ioredis';
 import { auditHours } from './audit.ts';
 import { announceTransition, checkModels, probeModel } from './models.ts';
@@ -169,6 +169,27 @@ export async function workersOn(queue: Queue): Promise<number | undefined> {
   return queue.getWorkersCount().catch(() => undefined);
 }
 
+/** The version of each process that works on a queue, by the name that its worker has; likewise. */
+export async function versionsOn(queue: Queue): Promise<string[] | undefined> {
+  const workers = await queue.getWorkers().catch(() => undefined);
+  return workers?.map(({ rawname = '' }) => /:w:hourhand-(.+)$/.exec(rawname)?.[1] ?? 'unknown');
+}
+
+/** What is in each queue, by state; all queues in one round trip or two. */
+export async function depthsOf(
+  queues: Queues,
+): Promise<({ queue: string; paused: boolean } & Record<State, number>)[]> {
+  return Promise.all(
+    Object.values(queues).map(async (queue: Queue) => {
+      const [paused, counts] = await Promise.all([queue.isPaused(), queue.getJobCounts(...STATES)]);
+      return { queue: queue.name, paused, ...(counts as Record<State, number>) }; // those that were asked for
+    }),
+  );
+}
+
+export const STATES = ['waiting', 'prioritized', 'active', 'delayed', 'waiting-children', 'failed'] as const;
+type State = (typeof STATES)[number];
+
 /** The servers that hold keys. */
 function mastersOf(redis: RedisConnection): Redis[] {
   return redis instanceof Cluster ? redis.nodes('master') : [redis];
@@ -210,10 +231,14 @@ export interface Queues {
   readonly retentions: Queue;
 }
 
+/** What BullMQ tells of a queue's jobs, where they are traced. */
+export type TelemetryOf = (queue: string) => Telemetry;
+
 /** Every queue, on one connection that the caller keeps and closes. Parents and children never share one. */
-export function openQueues(connection: RedisConnection, prefix: string): Queues {
+export function openQueues(connection: RedisConnection, prefix: string, telemetryOf?: TelemetryOf): Queues {
   const open = (name: string) => {
-    const queue = new Queue(name, { connection, prefix, streams: { events: { maxLen: 1_000 } } });
+    const telemetry = telemetryOf?.(name);
+    const queue = new Queue(name, { connection, prefix, streams: { events: { maxLen: 1_000 } }, telemetry });
     // The connection's owner reports its errors, once.
     queue.on('error', () => {});
     return queue;

@@ -38,23 +38,7 @@ export function connect(
     patient = false,
   }: { connections: number; onError: (error: Error) => void; patient?: boolean },
 ): Pool {
-  const settings = {
-    application_name: 'hourhand',
-    timezone: 'UTC',
-    statement_timeout: patient ? 0 : 5 * MINUTE_MS,
-    idle_in_transaction_session_timeout: patient ? 0 : MINUTE_MS,
-    work_mem: '64MB',
-    jit: 'off',
-    // Whatever the role or the database says; here, because a statement of its own in every transaction is a round trip each.
-    default_transaction_isolation: 'read\\ committed',
-  };
-  const options = Object.entries(settings)
-    .map(([name, value]) => `-c ${name}=${value}`)
-    .join(' ');
-  const pool = new pg.Pool({ connectionString: withOptions(url, options), max: connections, options, ...reach });
-  // Between the pool's own listener and that of whoever gets the connection there is a moment without any: a server that
-  // stops just then (its last word may come with the answer before it) would end the process.
-  pool.on('connect', (client) => client.on('error', onError));
+  const pool = openPool(url, { max: connections, onError, patient });
   return new PrismaClient({
     adapter: new PrismaPg(pool, {
       onPoolError: onError,
@@ -68,6 +52,36 @@ export function connect(
       maxWait: MINUTE_MS,
     },
   });
+}
+
+/** Connections as ours are to be, for who works with plain `pg`; `more` comes before what they all have. */
+export function openPool(
+  url: string,
+  {
+    max,
+    onError,
+    patient = false,
+    more = {},
+  }: { max: number; onError: (error: Error) => void; patient?: boolean; more?: pg.PoolConfig },
+): pg.Pool {
+  const settings = {
+    application_name: 'hourhand',
+    timezone: 'UTC',
+    statement_timeout: patient ? 0 : 5 * MINUTE_MS,
+    idle_in_transaction_session_timeout: patient ? 0 : MINUTE_MS,
+    work_mem: '64MB',
+    jit: 'off',
+    // Whatever the role or the database says; here, because a statement of its own in every transaction is a round trip each.
+    default_transaction_isolation: 'read\\ committed',
+  };
+  const options = Object.entries(settings)
+    .map(([name, value]) => `-c ${name}=${value}`)
+    .join(' ');
+  const pool = new pg.Pool({ connectionString: withOptions(url, options), max, options, ...reach, ...more });
+  // Between the pool's own listener and that of whoever gets the connection there is a moment without any: a server that
+  // stops just then (its last word may come with the answer before it) would end the process.
+  pool.on('connect', (client) => client.on('error', onError));
+  return pool;
 }
 
 const names = new Map<string, string>();

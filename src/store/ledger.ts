@@ -1,12 +1,13 @@
 // Which hours are done, and which are owed?
 
 import { endOf, HOUR_MS, type Hour, hourOf, startOf } from '../time/hour.ts';
-import type { Range } from '../time/range.ts';
 import { type Db, instant, type Now, type Pool, Sql } from './db.ts';
+import { isHeld } from './held.ts';
+import { isCovered } from './ranges.ts';
 import { noteRun, noteRunEnd } from './runs.ts';
-import { BUCKETS, bucket, calledIn, inPartitionsOf, type Scope } from './scope.ts';
+import { inPartitionsOf, type Scope } from './scope.ts';
 import { lookable, nextFence, seam } from './seam.ts';
-import { presentUsers, storeZeroRows, type Totals } from './stats.ts';
+import { storeZeroRows, type Totals } from './stats.ts';
 
 export type Reason = 'tick' | 'backfill' | 'late' | 'repair';
 
@@ -17,13 +18,20 @@ export interface OwedHour {
 }
 
 /**
- * The hours that are owed: ended by Postgres' clock, covered or asked for, not closed, and not in back-off. Holes in the
- * middle too. The newest ended hour first, then the oldest.
+ * The hours that are owed: ended by Postgres' clock, covered or asked for, not closed, not in back-off, and not of a backfill that
+ * is paused. Holes in the middle too. The newest ended hour first, then the oldest.
  *
  * A range in which as many hours are closed as it has is passed over by that count: of years of hours none is named to find
  * that nothing is owed.
+ *
+ * @param which `asked for`: only those that stand in the ledger for another reason than a tick
  */
-export async function owedHours(db: Db, limit: number, now?: Now): Promise<OwedHour[]> {
+export async function owedHours(
+  db: Db,
+  limit: number,
+  now?: Now,
+  which: 'all' | 'asked for' = 'all',
+): Promise<OwedHour[]> {
   const rows = await db.$queryRaw<{ hour: Date; backfilled: boolean }[]>`
     with ended as (
       select date_trunc('hour', ${instant(now)}, 'UTC') as until
@@ -38,8 +46,9 @@ export async function owedHours(db: Db, limit: number, now?: Now): Promise<OwedH
     )
     select c.hour, l.reason is not distinct from 'backfill' and c.hour < until - interval '1 hour' as backfilled
       from ended, asked c left join "StatHour" l using (hour)
-     where (l.hour is null or (l.state <> 'closed' and (l."nextAttemptAt" is null or l."nextAttemptAt" <= ${instant(now)})))
-       and ${lookable(Sql.sql`c.hour`, now)}
+     where (l.hour is null or (l.state <> 'closed' and (l."nextAttemptAt" is null or l."nextAttemptAt" <= ${instant(now)})
+                               and not ${isHeld(Sql.sql`l."backfillId"`)}))
+       and (${which === 'all'} or l.reason <> 'tick') and ${lookable(Sql.sql`c.hour`, now)}
      order by c.hour = until - interval '1 hour' desc, c.hour
      limit ${limit}::int`;
   return rows.map((row) => ({ hour: hourOf(row.hour), backfilled: row.backfilled }));
@@ -48,7 +57,7 @@ export async function owedHours(db: Db, limit: number, now?: Now): Promise<OwedH
 /**
  * Close, together, those of the owed hours in which there is nothing to roll up: no call, no row, no mark.
  *
- * Their rows are locked by a statement of its own before anything is looked at: a call imported and requested in
+ * An hour that is covered no more, its backfill cancelled since, gets no row. Their rows are locked by a statement of its own before anything is looked at: a call imported and requested in
  * between would otherwise be answered with an emptiness that was seen before it. The fences of all of them are settled in that statement
  * too: what is looked at afterwards was seen after the older transactions had ended.
  *
@@ -66,7 +75,7 @@ export async function closeEmptyHours(
   return pool.$transaction(async (db) => {
     await db.$executeRaw`
       insert into "StatHour" (hour, state, reason)
-      select hour, 'open', 'tick' from unnest(${starts}::timestamptz[]) as hour order by hour
+      select hour, 'open', 'tick' from unnest(${starts}::timestamptz[]) as hour where ${isCovered(Sql.sql`hour`)} order by hour
       on conflict do nothing`;
     const idle = await db.$queryRaw<{ hour: Date }[]>`
       with seam as materialized (${seam}),
@@ -81,7 +90,7 @@ export async function closeEmptyHours(
     const closed = await db.$queryRaw<{ hour: Date }[]>`
       update "StatHour" l
          set state = 'closed', run = greatest(run + 1, wanted), (${counts}) = (select 0, 0, 0, 0, 0, 0), attempts = 0, "nextAttemptAt" = null,
-             "startedAt" = ${instant(now)}, "closedAt" = ${instant(now)}, error = null, "asOf" = ${instant(now)},
+             "startedAt" = ${instant(now)}, "closedAt" = ${instant(now)}, error = null, "partialSince" = null, "asOf" = ${instant(now)},
              "modelsAsOf" = case when exists (select from "StatModel" m where m.hour = l.hour) then "modelsAsOf" else ${instant(now)} end,
              revision = ${nextRevision}
        where hour = any(${idle.map((row) => row.hour)}::timestamptz[])
@@ -97,60 +106,43 @@ export async function closeEmptyHours(
   });
 }
 
-/** A request for hours, and the run that each must reach to have answered it. */
-export interface Request {
-  readonly hours: { hour: Hour; wanted: number; backfilled: boolean }[];
-  /** Hours of the range that are sealed: never run again. */
-  readonly sealed: Hour[];
+/** An hour that was asked for, and the run that it must reach to have answered that. */
+export interface RequestedHour extends OwedHour {
+  readonly wanted: number;
 }
 
-export type Only = 'missing' | 'partial' | 'all';
-
-/** What a request would find, by state; `missing` are the hours without a row in the ledger. */
-export async function surveyHours(db: Db, { start, end }: Range) {
-  return db.$queryRaw<{ state: string; sealed: boolean; hours: number }[]>`
-    select coalesce(l.state::text, 'missing') as state, l."sealedAt" is not null as sealed, count(*)::int as hours
-      from generate_series(${start}::timestamptz, ${end}::timestamptz - interval '1 hour', interval '1 hour') as hour
-           left join "StatHour" l using (hour)
-     group by 1, 2 order by 1, 2`;
+export interface Asked {
+  readonly reason: Reason;
+  readonly requestedBy: string;
+  /** The backfill that asks; whoever else asks takes the hour from its backfill. */
+  readonly backfill?: bigint;
 }
 
 /**
- * Ask for a new run of hours that have ended: written down before anything is enqueued, so that no request is lost.
- * An hour that is running keeps running, and goes round once more for having been asked.
+ * Ask for a new run of those hours that have ended and are not sealed: written down before anything is enqueued, so that no request
+ * is lost. An hour that is running keeps running, and goes round once more for having been asked.
  */
 export async function requestHours(
   db: Db,
-  { start, end }: Range,
-  { only, reason, requestedBy }: { only: Only; reason: Reason; requestedBy: string },
+  hours: readonly Hour[],
+  { reason, requestedBy, backfill }: Asked,
   now?: Now,
-): Promise<Request> {
-  const which = {
-    all: Sql.sql`true`,
-    missing: Sql.sql`(l.hour is null or l.state = 'open')`,
-    partial: Sql.sql`l.state = 'partial'`,
-  }[only];
+): Promise<RequestedHour[]> {
   const rows = await db.$queryRaw<{ hour: Date; wanted: number; backfilled: boolean }[]>`
     with seam as materialized (${seam})
-    insert into "StatHour" as h (hour, state, wanted, reason, "requestedBy", fence)
-    select hour, 'open', 1, ${reason}::"HourReason", ${requestedBy}::text, ${nextFence(Sql.sql`null::bigint`, Sql.sql`hour`, now)}
-      from generate_series(${start}::timestamptz, ${end}::timestamptz - interval '1 hour', interval '1 hour') as hour
-           left join "StatHour" l using (hour), seam
-     where ${which} and hour < date_trunc('hour', ${instant(now)}, 'UTC')
+    insert into "StatHour" as h (hour, state, wanted, reason, "requestedBy", "backfillId", fence)
+    select hour, 'open', 1, ${reason}::"HourReason", ${requestedBy}::text, ${backfill ?? null}::bigint,
+           ${nextFence(Sql.sql`null::bigint`, Sql.sql`hour`, now)}
+      from unnest(${hours.map(startOf)}::timestamptz[]) as hour, seam
+     where hour < date_trunc('hour', ${instant(now)}, 'UTC')
      order by hour
     on conflict (hour) do update
        set wanted = h.run + 1, state = case when h.state = 'running' then h.state else 'open' end,
-           reason = excluded.reason, "requestedBy" = excluded."requestedBy", attempts = 0, "nextAttemptAt" = null,
-           fence = coalesce(h.fence, excluded.fence)
+           reason = excluded.reason, "requestedBy" = excluded."requestedBy", "backfillId" = excluded."backfillId",
+           attempts = 0, "nextAttemptAt" = null, fence = coalesce(h.fence, excluded.fence)
      where h."sealedAt" is null
     returning hour, wanted, hour < date_trunc('hour', ${instant(now)}, 'UTC') - interval '1 hour' as backfilled`;
-  const sealed = await db.$queryRaw<{ hour: Date }[]>`
-    select hour from "StatHour"
-     where hour >= ${start}::timestamptz and hour < ${end}::timestamptz and "sealedAt" is not null order by hour`;
-  return {
-    hours: rows.map((row) => ({ ...row, hour: hourOf(row.hour) })),
-    sealed: sealed.map((row) => hourOf(row.hour)),
-  };
+  return rows.map((row) => ({ ...row, hour: hourOf(row.hour) }));
 }
 
 /** Postgres' idea of the running hour's start: what a range that is asked for must end at. */
@@ -165,50 +157,6 @@ export interface Shard extends Omit<Scope, 'users'> {
   readonly userDid: string | null;
 }
 
-/** How an hour is cut: one child a user up to so many users, ranges of buckets of about this size above. */
-export interface CutPolicy {
-  readonly maxUserJobs: number;
-  /** Of no more calls, one statement costs less than the jobs and round trips that would share its work. */
-  readonly minCalls: number;
-}
-const CALLS_PER_SHARD = 250_000;
-const USERS_PER_SHARD = 25_000;
-
-/** Users and calls of an hour, as near as its cut needs them. */
-export interface Size {
-  readonly users: number;
-  readonly calls: number;
-}
-
-/** One in so many users stands for all where it is about sizes. */
-const SAMPLE = 16;
-/** So many calls are looked at, at most, to tell few users from many. */
-const LOOK = 20_000;
-
-/**
- * How large an hour is. A sixteenth of the buckets tells it well enough of many users; of few, the calls are looked at, but for those
- * beyond what is of interest. A moment later there may be more.
- */
-export async function sizeOf(db: Db, hour: Hour, { maxUserJobs, minCalls }: CutPolicy): Promise<Size> {
-  const most = Math.max(LOOK, minCalls);
-  const sized = (calls: Sql.Sql) => db.$queryRaw<[Size]>`
-    select count(*)::int as users, coalesce(sum(calls), 0)::float8 as calls
-      from (select "userDid", count(*) as calls from (${calls}) as call group by "userDid") as present`;
-  const [sample] = await sized(Sql.sql`
-    select "userDid" from "ModelCall" where ${calledIn(hour)} and ${bucket} between 0 and ${BUCKETS / SAMPLE - 1}::int`);
-  const users = sample.users * SAMPLE;
-  const calls = sample.calls * SAMPLE;
-  if (users > 2 * maxUserJobs) return { users, calls };
-  const [look] = await sized(Sql.sql`
-    select "userDid" from "ModelCall" where ${calledIn(hour)} limit ${most + 1}::int`);
-  return look.calls > most ? { users: look.users, calls: Math.max(look.calls, calls) } : look;
-}
-
-/** Whether an hour is better rolled up by one statement than fanned out: few calls, of more users than have a child each. */
-export function fitsAtOnce({ users, calls }: Size, { maxUserJobs, minCalls }: CutPolicy): boolean {
-  return users > maxUserJobs && calls <= minCalls;
-}
-
 /** A run that was allotted. */
 export interface Allotted {
   readonly run: number;
@@ -216,8 +164,8 @@ export interface Allotted {
 }
 
 /**
- * Allot the next run of an hour, in a transaction, if the hour is owed: ended, covered, not sealed, and not closed or wanted
- * again. The run's number is burnt with the transaction's commit, even if its holder dies on the next line. Two callers get two
+ * Allot the next run of an hour, in a transaction, if the hour is owed: ended, covered, not sealed, not closed or wanted
+ * again, and not of a backfill that is paused. The run's number is burnt with the transaction's commit, even if its holder dies on the next line. Two callers get two
  * runs, and the older one can close nothing any more.
  *
  * @param job who runs it, for people to find it
@@ -238,12 +186,11 @@ export async function allot(
       insert into "StatHour" as h (hour, state, run, reason, "startedAt", fence)
       select ${start}::timestamptz, 'running', 1, 'tick', ${instant(now)}, ${fenceAfter(Sql.sql`null::bigint`)}
        where ${endOf(hour)}::timestamptz <= ${instant(now)}
-         and exists (select from "StatRange" r where r.start <= ${start}::timestamptz
-                        and coalesce(r."end", 'infinity') > ${start}::timestamptz)
+         and ${isCovered(Sql.sql`${start}::timestamptz`)}
       on conflict (hour) do update
          set run = h.run + 1, state = 'running', "startedAt" = ${instant(now)}, "nextAttemptAt" = null,
              fence = ${fenceAfter(Sql.sql`h.fence`)}
-       where h."sealedAt" is null and (h.state <> 'closed' or h.wanted > h.run)
+       where h."sealedAt" is null and (h.state <> 'closed' or h.wanted > h.run) and not ${isHeld(Sql.sql`h."backfillId"`)}
          and (${again} or h."nextAttemptAt" is null or h."nextAttemptAt" <= ${instant(now)})
       returning run, reason, "requestedBy", "startedAt"
     ), noted as (
@@ -251,60 +198,6 @@ export async function allot(
     )
     select run, reason = 'backfill' and ${endOf(hour)}::timestamptz < date_trunc('hour', ${instant(now)}, 'UTC') as backfilled from allotted`;
   return allotted;
-}
-
-/**
- * Allot a run as `allot` does, and store its shards. Where the size tells of too many users for a child each, it also says how many
- * ranges there are; else the hour's users are named, and counted.
- *
- * @returns also whether all the hour's calls are few enough for one statement
- */
-export async function allotRun(
-  pool: Pool,
-  hour: Hour,
-  { maxUserJobs, minCalls }: CutPolicy,
-  { size, ...options }: { size?: Size; job?: string; again?: boolean; now?: Now } = {},
-): Promise<(Allotted & { together: boolean }) | undefined> {
-  return pool.$transaction(async (db) => {
-    const start = startOf(hour);
-    const allotted = await allot(db, hour, options);
-    if (!allotted) return undefined;
-    // None of an earlier run counts any more; and an hour whose row was deleted counts its runs from 1 again.
-    await db.$executeRaw`delete from "StatShard" where hour = ${start}::timestamptz`;
-    if (size && size.users > maxUserJobs) {
-      await db.$executeRaw`
-        with size as (
-          select ${rangesOf} as ranges from (values (${size.users}::int, ${size.calls}::float8)) as size (users, calls)
-        ) ${rangeShards(hour, allotted.run, Sql.sql`true`)}`;
-      return { ...allotted, together: false };
-    }
-    const [cut] = await db.$queryRaw<[{ together: boolean }]>`
-      with present as materialized (
-        select "userDid", sum(calls) as calls from (${presentUsers(hour)}) as p group by "userDid"
-      ), size as (
-        select users, ${rangesOf} as ranges from (select count(*) as users, sum(calls) as calls from present) as present
-      ), by_user as (
-        insert into "StatShard" (hour, run, shard, lo, hi, "userDid")
-        select ${start}::timestamptz, ${allotted.run}::int, row_number() over (order by "userDid") - 1, ${bucket}, ${bucket}, "userDid"
-          from present, size where users <= ${maxUserJobs}::int
-      ), by_range as (
-        ${rangeShards(hour, allotted.run, Sql.sql`users > ${maxUserJobs}::int`)}
-      )
-      select coalesce(sum(calls), 0) <= ${minCalls}::int as together from present`;
-    return { ...allotted, ...cut };
-  });
-}
-
-/** How many ranges make shards of a good size, from `users` and `calls`. */
-const rangesOf = Sql.sql`
-  greatest(2, least(${BUCKETS}::int, greatest(ceil(users / ${USERS_PER_SHARD}::numeric), ceil(calls / ${CALLS_PER_SHARD}::numeric))))::int`;
-
-/** Store a run's shards as so many ranges of buckets as `size` says. */
-function rangeShards(hour: Hour, run: number, where: Sql.Sql): Sql.Sql {
-  return Sql.sql`
-    insert into "StatShard" (hour, run, shard, lo, hi)
-    select ${startOf(hour)}::timestamptz, ${run}::int, i, i * ${BUCKETS}::int / ranges, (i + 1) * ${BUCKETS}::int / ranges - 1
-      from size, generate_series(0, ranges - 1) i where ${where}`;
 }
 
 /** The shards of a run, as they were cut when it was allotted. */
@@ -429,7 +322,7 @@ export async function endRun(
   await db.$executeRaw`delete from "StatShard" where hour = ${start}::timestamptz`;
   const [counted] = await db.$queryRaw<[{ users: number; calls: bigint }]>`
     with ended as (
-      update "StatHour" l set state = ${outcome}::"HourState", attempts = 0, "nextAttemptAt" = null, error = null,
+      update "StatHour" l set state = ${outcome}::"HourState", attempts = 0, "nextAttemptAt" = null, error = null, "partialSince" = null,
              "closedAt" = ${instant(now)}, "asOf" = "startedAt", revision = ${nextRevision}, (${counts}) = (${count})
        where hour = ${start}::timestamptz
       returning hour, run, users, calls, state, error, "closedAt" as at
@@ -442,7 +335,7 @@ export async function endRun(
 
 async function reopen(db: Db, hour: Hour): Promise<void> {
   await db.$executeRaw`
-    update "StatHour" set state = 'open', attempts = 0, "nextAttemptAt" = null, error = null
+    update "StatHour" set state = 'open', attempts = 0, "nextAttemptAt" = null, error = null, "partialSince" = null
      where hour = ${startOf(hour)}::timestamptz`;
 }
 
@@ -475,7 +368,7 @@ async function setPartial(db: Db, hour: Hour, error: string, { backOffMaxSeconds
   const [row] = await db.$queryRaw<{ nextAttemptAt: Date }[]>`
     with ended as (
       update "StatHour"
-         set state = 'partial', error = ${error}::text, attempts = attempts + 1,
+         set state = 'partial', error = ${error}::text, attempts = attempts + 1, "partialSince" = coalesce("partialSince", ${instant(now)}),
              "nextAttemptAt" = ${instant(now)}
                + least(5 * power(2, least(attempts, 30)), ${backOffMaxSeconds}::int) * interval '1 second'
        where hour = ${startOf(hour)}::timestamptz

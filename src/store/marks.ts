@@ -3,18 +3,37 @@
 import { type Hour, hourOf, startOf } from '../time/hour.ts';
 import type { Range } from '../time/range.ts';
 import { type Db, instant, type Now, Sql } from './db.ts';
+import { isHeld } from './held.ts';
+import { isCovered } from './ranges.ts';
 import { bucket, calledWithin, callHour } from './scope.ts';
 
 /**
  * Mark one user, in a transaction, in those ended hours of the range in which there is a call of theirs, or a row. Sealed
  * hours take no mark. Somebody asks, so the hours' back-off is over.
  *
- * @returns the hours, and the newest mark's `seq` (0 where there is none)
+ * @param backfill whose marks they are
+ * @returns the hours
  */
-export async function markUser(db: Db, userDid: string, { start, end }: Range, now?: Now) {
-  const rows = await db.$queryRaw<{ hour: Date; seq: bigint }[]>`
-    insert into "StatMark" (hour, "userDid", reason)
-    select hour, ${userDid}::text, 'backfill' from (
+export async function markUser(
+  db: Db,
+  userDid: string,
+  range: Range,
+  { backfill, now }: { backfill?: bigint; now?: Now } = {},
+): Promise<Hour[]> {
+  const rows = await db.$queryRaw<{ hour: Date }[]>`
+    insert into "StatMark" (hour, "userDid", reason, "backfillId")
+    select hour, ${userDid}::text, 'backfill', ${backfill ?? null}::bigint from (${hoursOfUser(userDid, range, now)}) as present
+     order by hour
+    returning hour`;
+  await db.$executeRaw`
+    update "StatHour" set "nextAttemptAt" = null where hour = any(${rows.map((row) => row.hour)}::timestamptz[])`;
+  return rows.map((row) => hourOf(row.hour));
+}
+
+/** `hour`: those ended, unsealed hours of a range in which there is a call of a user, or a row. */
+export function hoursOfUser(userDid: string, { start, end }: Range, now: Now): Sql.Sql {
+  return Sql.sql`
+    select hour from (
       select ${callHour} at time zone 'UTC' as hour from "ModelCall"
        where ${calledWithin({ start, end })}
          and "userDid" = ${userDid}::text
@@ -24,15 +43,10 @@ export async function markUser(db: Db, userDid: string, { start, end }: Range, n
          and "userDid" = ${userDid}::text
     ) as present
      where hour < date_trunc('hour', ${instant(now)}, 'UTC')
-       and not exists (select from "StatHour" l where l.hour = present.hour and l."sealedAt" is not null)
-     order by hour
-    returning hour, seq`;
-  await db.$executeRaw`
-    update "StatHour" set "nextAttemptAt" = null where hour = any(${rows.map((row) => row.hour)}::timestamptz[])`;
-  return { hours: rows.map((row) => hourOf(row.hour)), seq: rows.at(-1)?.seq ?? 0n };
+       and not exists (select from "StatHour" l where l.hour = present.hour and l."sealedAt" is not null)`;
 }
 
-const covered = Sql.sql`exists (select from "StatRange" r where r.start <= m.hour and coalesce(r."end", 'infinity') > m.hour)`;
+const covered = isCovered(Sql.sql`m.hour`);
 
 /**
  * Whether a mark `m` stands for something that is, or will be, stored: somebody asked for it, its hour is known or covered, or
@@ -46,15 +60,15 @@ const useful = Sql.sql`(m.reason <> 'late'
   or exists (select from "StatMark" o where o.hour = m.hour and o."userDid" = m."userDid" and o.reason <> 'late' offset 0))`;
 
 /**
- * Ended, unsealed hours with marks, newest first, but for those in back-off, and those that are owed: their own run takes the marks
- * with it.
+ * Ended, unsealed hours with marks, newest first, but for those in back-off, those that are owed (their own run takes the marks
+ * with it), and marks of a backfill that is paused.
  */
 export async function markedHours(db: Db, limit: number, now?: Now): Promise<Hour[]> {
   const rows = await db.$queryRaw<{ hour: Date }[]>`
     select m.hour from "StatMark" m left join "StatHour" l using (hour)
      where m.hour < date_trunc('hour', ${instant(now)}, 'UTC') and l."sealedAt" is null
        and (l."nextAttemptAt" is null or l."nextAttemptAt" <= ${instant(now)}) and ${useful}
-       and (l.state in ('closed', 'partial') or not ${covered})
+       and not ${isHeld(Sql.sql`m."backfillId"`)} and (l.state in ('closed', 'partial') or not ${covered})
      group by m.hour order by m.hour desc limit ${limit}::int`;
   return rows.map((row) => hourOf(row.hour));
 }
@@ -63,7 +77,7 @@ export async function markedHours(db: Db, limit: number, now?: Now): Promise<Hou
 export async function markedScopes(db: Db, hour: Hour) {
   const rows = await db.$queryRaw<{ bucket: number; users: string[]; asOf: Date }[]>`
     select ${bucket} as bucket, array_agg(distinct "userDid" order by "userDid") as users, statement_timestamp() as "asOf" from "StatMark" m
-     where hour = ${startOf(hour)}::timestamptz and ${useful}
+     where hour = ${startOf(hour)}::timestamptz and ${useful} and not ${isHeld(Sql.sql`m."backfillId"`)}
        and not exists (select from "StatHour" where hour = ${startOf(hour)}::timestamptz and "sealedAt" is not null)
      group by 1 order by 1`;
   const scopes = rows.map((row) => ({ hour, lo: row.bucket, hi: row.bucket, users: row.users }));
@@ -84,10 +98,13 @@ export async function sweepMarks(db: Db, limit: number): Promise<number> {
        limit ${limit}::int))`;
 }
 
-/** How many of the marks up to `seq` are left, for whoever waits for them. */
-export async function marksLeft(db: Db, userDid: string, hours: readonly Hour[], seq: bigint): Promise<Hour[]> {
+/** Let the hours of a user's backfill that failed be tried at once. */
+export async function endBackOff(db: Db, id: number): Promise<Hour[]> {
   const rows = await db.$queryRaw<{ hour: Date }[]>`
-    select distinct hour from "StatMark"
-     where hour = any(${hours.map(startOf)}::timestamptz[]) and "userDid" = ${userDid}::text and seq <= ${seq}::bigint`;
-  return rows.map((row) => hourOf(row.hour));
+    update "StatHour" l set "nextAttemptAt" = null
+      from "Backfill" b
+     where b.id = ${id}::bigint and l.state = 'partial' and strpos(l.error, b."userDid") > 0
+       and l.hour = any(array(select hour from "StatMark" where "backfillId" = ${id}::bigint))
+    returning hour`;
+  return rows.map((row) => hourOf(row.hour)).sort();
 }

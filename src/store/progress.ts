@@ -2,7 +2,8 @@
 
 import { type Hour, hourOf, startOf } from '../time/hour.ts';
 import type { Range } from '../time/range.ts';
-import { type Db, instant, type Now } from './db.ts';
+import { type Db, instant, type Now, Sql } from './db.ts';
+import { isHeld } from './held.ts';
 import { bucket, callHour } from './scope.ts';
 
 export interface HourLine {
@@ -50,6 +51,8 @@ export interface LedgerStatus {
   /** Everything before it, in the live range, is closed; `null` before the first start. */
   watermark: Date | null;
   owed: number;
+  /** Hours that would be owed, were their backfill not paused. */
+  held: number;
   oldestOwed: Date | null;
   marks: number;
   unsettled: HourLine[];
@@ -61,7 +64,7 @@ export async function ledgerStatus(db: Db, limit: number, now?: Now): Promise<Le
     with ended as (
       select date_trunc('hour', ${instant(now)}, 'UTC') as until
     ), owed as (
-      select hour, r."end" is null as live from ended, "StatRange" r,
+      select hour, r."end" is null as live, ${isHeld(Sql.sql`l."backfillId"`)} as held from ended, "StatRange" r,
              generate_series(r.start, least(r."end", until) - interval '1 hour', interval '1 hour') as hour
              left join "StatHour" l using (hour)
        where l.state is distinct from 'closed'
@@ -70,12 +73,36 @@ export async function ledgerStatus(db: Db, limit: number, now?: Now): Promise<Le
            case when exists (select from "StatRange" where "end" is null)
                 then coalesce((select min(hour) from owed where live), (select greatest(until, start) from ended, "StatRange" where "end" is null))
            end as watermark,
-           (select count(*)::int from owed) as owed, (select min(hour) from owed) as "oldestOwed",
+           (select count(*)::int from owed where not held) as owed, (select count(*)::int from owed where held) as held,
+           (select min(hour) from owed where not held) as "oldestOwed",
            (select count(*)::int from "StatMark") as marks`;
   const unsettled = await db.$queryRaw<(Omit<HourLine, 'hour'> & { hour: Date })[]>`
     select hour, state::text, run, error, "nextAttemptAt" from "StatHour" where state in ('partial', 'running')
      order by hour desc limit ${limit}::int`;
   return { ...row, unsettled: unsettled.map((line) => ({ ...line, hour: hourOf(line.hour) })) };
+}
+
+export interface HourFigures {
+  running: number;
+  partial: number;
+  /** Published, and to run once more when older transactions have ended. */
+  provisional: number;
+  /** Found by an audit to differ from their calls, and not rolled up since. */
+  differing: number;
+  /** Seconds from the start to the close of the hours that were fanned out and closed in the last 24 hours: their 50th, 95th and 99th percentile. */
+  durations: [number, number, number] | null;
+}
+
+/** The hours of the ledger, counted. */
+export async function hourFigures(db: Db, now?: Now): Promise<HourFigures> {
+  const [figures] = await db.$queryRaw<[HourFigures]>`
+    select count(*) filter (where state = 'running')::int as running, count(*) filter (where state = 'partial')::int as partial,
+           count(*) filter (where state = 'closed' and fence is distinct from 0 and "sealedAt" is null)::int as provisional,
+           count(*) filter (where "auditFound" is not null and (state = 'closed' and "closedAt" > "auditedAt") is not true)::int as differing,
+           percentile_cont(array[0.5, 0.95, 0.99]) within group (order by extract(epoch from "closedAt" - "startedAt")::float8)
+             filter (where "closedAt" > greatest("startedAt", ${instant(now)} - interval '24 hours')) as durations
+      from "StatHour"`;
+  return figures;
 }
 
 /** The ledger's lines of a range, oldest first. */

@@ -1,14 +1,28 @@
 // Which hours are to be rolled up?
 
 import type { Range } from '../time/range.ts';
-import { type Db, instant, type Now, type Pool } from './db.ts';
+import { type Db, instant, type Now, type Pool, Sql } from './db.ts';
 
 /** Cover a range, in a transaction; ranges that touch or overlap become one. Covering twice leaves what covering once left. */
 export async function cover(db: Db, { start, end }: Range): Promise<void> {
-  await merge(db, start, end);
+  await rewrite(db, Sql.sql`were + tstzmultirange(tstzrange(${start}::timestamptz, ${end}::timestamptz))`);
 }
 
-/** Open the live range, from the hour before this first start and without end, unless there is one. */
+/** Cover the hours that a backfill asks for, and no other of its range. */
+export async function coverAsked(db: Db, backfill: bigint): Promise<void> {
+  const asked = Sql.sql`select hour from "BackfillHour" where "backfillId" = ${backfill}::bigint`;
+  await rewrite(db, Sql.sql`were + ${hoursOf(asked)}`);
+}
+
+/** No longer cover some hours, of a statement that says `hour`; what is covered beside them, the live range too, stays so. */
+export async function uncover(db: Db, hours: Sql.Sql): Promise<void> {
+  await rewrite(db, Sql.sql`were - ${hoursOf(hours)}`);
+}
+
+/**
+ * Open the live range, from the hour before this first start and without end, unless there is one. A backfill that was first to
+ * cover one of its hours is so no longer: cancelled, it leaves the hour to the live range.
+ */
 export async function coverFromNowOn(pool: Pool, now?: Now): Promise<void> {
   await pool.$transaction(async (db) => {
     const [live] = await db.$queryRaw<[{ start: Date | null }]>`
@@ -16,22 +30,29 @@ export async function coverFromNowOn(pool: Pool, now?: Now): Promise<void> {
     if (live.start) return;
     const [{ start }] = await db.$queryRaw<[{ start: Date }]>`
       select date_trunc('hour', ${instant(now)}, 'UTC') - interval '1 hour' as start`;
-    await merge(db, start, null);
+    await rewrite(db, Sql.sql`were + tstzmultirange(tstzrange(${start}::timestamptz, null))`);
+    await db.$executeRaw`update "BackfillHour" set covered = true where hour >= ${start}::timestamptz and not covered`;
   });
 }
 
-async function merge(db: Db, start: Date, end: Date | null): Promise<void> {
-  // Two that merge at once could each miss the other's range.
+/** Until the transaction ends nobody else changes what is covered: two that did so at once could each miss the other's range. */
+export async function lockRanges(db: Db): Promise<void> {
   await db.$executeRaw`lock table "StatRange" in share row exclusive mode`;
+}
+
+/** Whether an hour lies in a covered range. */
+export const isCovered = (hour: Sql.Sql) =>
+  Sql.sql`exists (select from "StatRange" r where r.start <= ${hour} and coalesce(r."end", 'infinity') > ${hour})`;
+
+const hoursOf = (hours: Sql.Sql) => Sql.sql`
+  coalesce((select range_agg(tstzrange(hour, hour + interval '1 hour')) from (${hours}) as hours), '{}')`;
+
+/** @param becomes what is to be covered, made from what is: the multirange `were` */
+async function rewrite(db: Db, becomes: Sql.Sql): Promise<void> {
+  await lockRanges(db);
   await db.$executeRaw`
-    with touching as (
-      delete from "StatRange" r
-       where r.start <= coalesce(${end}::timestamptz, 'infinity')
-         and coalesce(r."end", 'infinity') >= ${start}::timestamptz
-      returning start, coalesce("end", 'infinity') as "end"
-    )
+    with gone as (delete from "StatRange" returning start, "end"),
+    covered as (select coalesce(range_agg(tstzrange(start, "end")), '{}') as were from gone)
     insert into "StatRange" (start, "end")
-    select least(${start}::timestamptz, min(start)),
-           nullif(greatest(coalesce(${end}::timestamptz, 'infinity'), max("end")), 'infinity')
-      from touching`;
+    select lower(range), upper(range) from covered, unnest(${becomes}) as range`;
 }

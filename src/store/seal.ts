@@ -1,6 +1,7 @@
 // Which hours keep their figures, whatever becomes of their calls?
 
 import { endOf, type Hour, hourOf, startOf } from '../time/hour.ts';
+import type { Range } from '../time/range.ts';
 import { type AuditResult, recordAudit, recount } from './audit.ts';
 import { type Db, instant, type Now, type Pool, Sql } from './db.ts';
 import { writeModels } from './hour-models.ts';
@@ -65,6 +66,14 @@ async function obstacle(db: Db, hour: Hour): Promise<Sealing | undefined> {
 /** One reason, without figures: hours are counted by it. */
 const why = Sql.sql`case when state <> 'closed' then state when marked > 0 then 'users marked' when "underWay" then 'calls under way'
   when older then 'older transactions' end`;
+
+/** The sealed hours of a range. */
+export async function sealedHours(db: Db, { start, end }: Range): Promise<Hour[]> {
+  const rows = await db.$queryRaw<{ hour: Date }[]>`
+    select hour from "StatHour"
+     where hour >= ${start}::timestamptz and hour < ${end}::timestamptz and "sealedAt" is not null order by hour`;
+  return rows.map((row) => hourOf(row.hour));
+}
 
 /** The closed hours with figures that ended more than so many days ago and are not sealed, the oldest first. */
 export async function hoursToSeal(db: Db, days: number, now?: Now): Promise<Hour[]> {

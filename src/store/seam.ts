@@ -66,7 +66,8 @@ export async function reopenSettled(db: Db, now?: Now): Promise<Hour[]> {
     update "StatHour" l
        set fence = case when next = 0 then l.fence else next end,
            state = case when next = 0 then 'open' else l.state end, wanted = case when next = 0 then run + 1 else wanted end,
-           reason = case when next = 0 then 'late' else reason end, "requestedBy" = case when next = 0 then 'older transactions' else "requestedBy" end
+           reason = case when next = 0 then 'late' else reason end, "requestedBy" = case when next = 0 then 'older transactions' else "requestedBy" end,
+           "backfillId" = case when next = 0 then null else "backfillId" end
       from unsettled u
      where l.hour = u.hour and (next = 0 or next is distinct from l.fence)
     returning l.hour, next = 0 as settled`;

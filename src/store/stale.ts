@@ -153,6 +153,13 @@ export async function failedInADay(db: Db, cleanup: string, now?: Now): Promise<
   return row.calls;
 }
 
+/** The calls that were failed in the last 24 hours, and when the last of them was. */
+export async function failedLately(db: Db): Promise<{ calls: number; at: Date | null }> {
+  const [row] = await db.$queryRaw<[{ calls: number; at: Date | null }]>`
+    select coalesce(sum(calls), 0)::int as calls, max(at) as at from "StaleBatch" where at >= now() - interval '1 day'`;
+  return row;
+}
+
 const spelled = Sql.sql`to_char(hour at time zone 'UTC', 'YYYY-MM-DD"T"HH24')`;
 
 /** By the letter of `ModelCall_processing_idx`, and cheap: all that can be stale, and what has a longer limit of its own. */

@@ -33,6 +33,17 @@ export function nextRun(pattern: Pattern, from: Date): Date {
   return CronExpressionParser.parse(pattern, { tz: 'UTC', currentDate: from }).next().toDate();
 }
 
+/** So much before its firing a tick may be written down: by as much the clock by which it fires may be fast. */
+const FAST_MS = 10 * 60_000;
+
+/** The first firing after the one that a tick was of, which is the one before it, or the next where that is nearer, and near. */
+export function firingAfter(pattern: Pattern, tick: Date): Date {
+  const next = nextRun(pattern, tick);
+  const before = CronExpressionParser.parse(pattern, { tz: 'UTC', currentDate: tick }).prev().toDate();
+  const early = next.getTime() - tick.getTime();
+  return early < Math.min(tick.getTime() - before.getTime(), FAST_MS) ? nextRun(pattern, next) : next;
+}
+
 /** The longest of the next gaps between two firings, in seconds: 900 for each quarter of an hour. */
 export function intervalOf(pattern: Pattern, from: Date): number {
   const expression = CronExpressionParser.parse(pattern, { tz: 'UTC', currentDate: from });

@@ -40,8 +40,8 @@ export async function startWorld({ dir, workers, say }) {
     problems.push(text);
     say(`PROBLEM: ${text}`);
   };
-  const [{ openQueues, producerConnection }, { connect }, hours] = await Promise.all(
-    ['queues/redis.js', 'store/db.js', 'producers/hours.js'].map((file) => import(`../../dist/${file}`)),
+  const [{ openQueues, producerConnection }, { connect }, backfills] = await Promise.all(
+    ['queues/redis.js', 'store/db.js', 'producers/backfills.js'].map((file) => import(`../../dist/${file}`)),
   );
   const connection = producerConnection({ url: redisUrl }, () => {});
   const queues = openQueues(connection, '{hourhand}');
@@ -72,8 +72,8 @@ export async function startWorld({ dir, workers, say }) {
     /** What `hourhand backfill` does, without a process for each. */
     backfill: (range, { only = 'all', user } = {}) =>
       user === undefined
-        ? hours.backfillHours({ pool, queues, policy }, range, { only, reason: 'backfill', requestedBy: 'soak' })
-        : hours.backfillUser({ pool, queues }, user, range),
+        ? backfills.backfillHours({ pool, queues, policy }, range, { only, reason: 'backfill', requestedBy: 'soak' })
+        : backfills.backfillUser({ pool, queues }, user, range, { requestedBy: 'soak' }),
 
     /** A command of hourhand, as an operator types it. */
     async hourhand(...args) {

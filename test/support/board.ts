@@ -28,7 +28,10 @@ export function askAt(
   body?: string,
 ): Promise<Answer> {
   return new Promise((resolve, reject) => {
-    const to = { host: '127.0.0.1', port, method: method.toUpperCase(), path, headers, agent: false };
+    // Node's client tells the length of what a DELETE brings no server.
+    const length = body === undefined ? {} : { 'Content-Length': String(Buffer.byteLength(body)) };
+    const whole = { ...length, ...headers };
+    const to = { host: '127.0.0.1', port, method: method.toUpperCase(), path, headers: whole, agent: false };
     const asked = request(to, (response) => {
       let text = '';
       response.setEncoding('utf8');
@@ -49,11 +52,23 @@ export async function everythingOf({ redis, prefix }: Hourhand): Promise<Record<
   return Object.fromEntries(keys.map((key, i) => [key, values[i]?.toString('hex') ?? '']));
 }
 
+/** The cookies that an answer sets, as a browser sends them back. */
+export const cookiesOf = ({ headers }: Pick<Answer, 'headers'>): Record<string, string> =>
+  Object.fromEntries([headers['set-cookie'] ?? []].flat().map((cookie) => cookie.split(';')[0]?.split('=') ?? []));
+
+/** What the board's own page sends with a write: its origin, and the token that its page was given, as `as` says who asks. */
+export async function ownHeaders(port: number, as: Record<string, string> = {}): Promise<Record<string, string>> {
+  const { 'XSRF-TOKEN': token = '' } = cookiesOf(await askAt(port, 'get', '/queues', as));
+  const cookie = [as.Cookie, `XSRF-TOKEN=${token}`].filter((one) => one !== undefined).join('; ');
+  const own = { Origin: `http://127.0.0.1:${port}`, 'Sec-Fetch-Site': 'same-origin', 'X-XSRF-TOKEN': token };
+  return { ...as, ...own, Cookie: cookie };
+}
+
 /** An operator at the board. */
 export async function openBoard(hourhand: Hourhand) {
   const { url, close } = await startDashboard(hourhand);
   const port = Number(new URL(url).port);
-  const own = { Origin: url, 'Sec-Fetch-Site': 'same-origin' };
+  const own = await ownHeaders(port);
   return {
     port,
     /** What a button does: the answer's status. */

@@ -12,7 +12,8 @@ import pg from 'pg';
 import { type Config, home, readConfig } from '../../src/config.ts';
 import { type Connections, openConnections } from '../../src/connections.ts';
 import { createLogger } from '../../src/logger.ts';
-import { backfillHours, enqueueOwed } from '../../src/producers/hours.ts';
+import { backfillHours, backfillUser } from '../../src/producers/backfills.ts';
+import { enqueueOwed } from '../../src/producers/hours.ts';
 import { Sql } from '../../src/store/db.ts';
 import { cover } from '../../src/store/ranges.ts';
 import { endOf, type Hour, ordinalOf, startOf } from '../../src/time/hour.ts';
@@ -134,6 +135,9 @@ export async function startHourhand(env: Record<string, string> = {}, options: {
         { start: startOf(from), end: endOf(to) },
         { only: 'all', reason: 'backfill', requestedBy: 'test' },
       ),
+
+    backfillUser: (user: string, hour: Hour) =>
+      backfillUser({ pool, queues }, user, { start: startOf(hour), end: endOf(hour) }, { requestedBy: 'test' }),
 
     /** A real process of the built command line. */
     spawn: (...args: string[]): ChildProcess => spawnIn({}, args),

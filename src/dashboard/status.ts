@@ -1,0 +1,55 @@
+// What is the state of everything?
+
+import { type Connections, within } from '../connections.ts';
+import { type Inspected, inspectScheduler, wishes } from '../producers/schedules.ts';
+import { depthsOf, versionsOn } from '../queues/redis.ts';
+import { openAlarms } from '../store/alarms.ts';
+import { auditStatus } from '../store/audit.ts';
+import { probesSpent } from '../store/checks.ts';
+import { reasonOf } from '../store/db.ts';
+import { statusLines } from '../store/model-status.ts';
+import { hasStrays, layoutOf } from '../store/partitions.ts';
+import { ledgerStatus } from '../store/progress.ts';
+import { olderTransactions } from '../store/seam.ts';
+import { failedLately } from '../store/stale.ts';
+import { waitingHours } from '../store/standing.ts';
+
+/** So many hours are named of each kind. */
+const NAMED = 20;
+/** Redis is not waited for longer. */
+const LIMIT_MS = 2_000;
+
+export type Status = Awaited<ReturnType<typeof statusOf>>;
+
+/** The ledger, what waits for it, the audits, models, schedulers, queues and workers at one look. Redis may be away: `redis` says why. */
+export async function statusOf(connections: Connections) {
+  const { pool, modelPolicy } = connections;
+  const [ledger, waiting, audit, models, spent, stale, alarms, layout, ofRedis] = await Promise.all([
+    ledgerStatus(pool, NAMED),
+    waitingHours(pool, NAMED),
+    auditStatus(pool, NAMED),
+    modelPolicy.interval().then((interval) => statusLines(pool, interval)),
+    probesSpent(pool),
+    failedLately(pool),
+    openAlarms(pool),
+    layoutOf(pool),
+    redisStatus(connections),
+  ]);
+  const older = waiting.length > 0 ? await olderTransactions(pool) : [];
+  const strays = layout.kind === 'ours' && (await hasStrays(pool));
+  return { now: ledger.now, ledger, waiting, older, audit, models, spent, stale, alarms, layout, strays, ...ofRedis };
+}
+
+async function redisStatus({ pool, queues, config }: Connections) {
+  const asked = async () => ({
+    redis: null,
+    schedulers: await Promise.all(wishes(queues, config).map((wish) => inspectScheduler(pool, wish))),
+    queues: await depthsOf(queues),
+    workers: await versionsOn(queues.hours),
+  });
+  try {
+    return await within(LIMIT_MS, 'Redis', asked());
+  } catch (error) {
+    return { redis: reasonOf(error), schedulers: [] as Inspected[], queues: [], workers: undefined };
+  }
+}

@@ -1,0 +1,22 @@
+// Who notices that nothing happens any more?
+
+import { type Connections, quiet } from './connections.ts';
+import { targetOf } from './processors/tell-webhook.ts';
+import { watchAlarms } from './processors/watch-alarms.ts';
+import { repeat } from './repeat.ts';
+
+const WATCH_MS = 30_000;
+
+/**
+ * Look every 30 seconds whether something is wrong for too long, until `stop`: in each process that stays, workers and dashboards, so
+ * that it is noticed where no worker lives. Apart from the worker's own look: neither a Redis that is away nor a webhook that hangs keeps
+ * the one from the other. The first look is not at once, so that what waited while nobody was there is done first.
+ */
+export function startWatch(connections: Connections, everyMs = WATCH_MS): { stop(): Promise<void> } {
+  const { pool, log, config, alarmPolicy: policy } = connections;
+  const onError = quiet(log)('alarms');
+  const deps = { pool, log, policy, webhook: targetOf(config.ALARM_WEBHOOK_URL, config.ALARM_WEBHOOK_SECRET) };
+  const stopping = new AbortController();
+  void repeat(everyMs, stopping.signal, () => watchAlarms(deps, stopping.signal).catch(onError));
+  return { stop: async () => stopping.abort() };
+}
