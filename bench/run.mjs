@@ -11,7 +11,7 @@ import { writeReport } from './report.mjs';
 
 checkNode();
 const stop = awaitStopRequest();
-const all = ['hour', 'backfill', 'workers', 'import', 'verify', 'tick', 'idle', 'stale', 'late'];
+const all = ['hour', 'backfill', 'workers', 'import', 'verify', 'tick', 'idle', 'stale', 'late', 'page'];
 
 async function run() {
   const number = { type: 'string' };

@@ -5,7 +5,7 @@ import { createServer } from 'node:http';
 import express, { type ErrorRequestHandler, type Express, type RequestHandler } from 'express';
 import helmet from 'helmet';
 import proxyAddr from 'proxy-addr';
-import { type Config, migrations, version } from '../config.ts';
+import { type Config, home, migrations, version } from '../config.ts';
 import { type Connections, quiet } from '../connections.ts';
 import { close, listen } from '../listen.ts';
 import type { Logger } from '../logger.ts';
@@ -21,6 +21,7 @@ import { boundedUrl, fromOurPages } from './guard.ts';
 import { alive, readiness } from './health.ts';
 import { metrics as scraped } from './metrics.ts';
 import { models } from './models.ts';
+import { assets, pages, showProblem } from './pages/routes.tsx';
 import { openSessions, type Sessions } from './sessions.ts';
 import { signIn } from './sign-in.tsx';
 
@@ -122,9 +123,11 @@ function dashboard(
 ): Express {
   const { log, queues, config } = connections;
   const answerTo = answers(log);
-  const onError: ErrorRequestHandler = (error, _req, res, next) => {
+  const onError: ErrorRequestHandler = (error, req, res, next) => {
     if (res.headersSent) return next(error);
-    const { status, body } = answerTo(error);
+    const answer = answerTo(error);
+    if (showProblem(req, res, answer, sample)) return;
+    const { status, body } = answer;
     // What a server said is for those who are known.
     res.status(status).json(status === 500 && !whoAsks(res) ? { ...body, message: 'Its log says why.' } : body);
   };
@@ -136,6 +139,7 @@ function dashboard(
     .use(headers)
     .use(boundedUrl)
     .use(fromOurPages({ loopback: LOOPBACK.test(config.HOST), publicUrl: config.PUBLIC_URL }))
+    .use(assets(home))
     .use(alive(version))
     .use(...whoIsThere)
     .use(readiness(connections, { version, migrations }))
@@ -147,13 +151,14 @@ function dashboard(
     .use(scraped(connections, metrics.registry))
     .use(models(connections))
     .use(account(connections))
-    .get('/', (_req, res) => res.redirect(QUEUES))
     .use(QUEUES, onlyAllowedWrites(connections), (req, res, next) =>
       (whoAsks(res)?.role === 'operator' ? toChange : toRead)(req, res, next),
     )
+    .use(pages(connections, { sample }))
     .use(refuseWrites)
-    .use((_req, res) => {
-      res.status(404).json({ error: 'Not found', message: NOTHING_ELSE });
+    .use((req, res) => {
+      const answer = { status: 404, body: { error: 'Not found', message: NOTHING_ELSE } };
+      if (!showProblem(req, res, answer, sample)) res.status(404).json(answer.body);
     })
     .use(onError);
 }
