@@ -595,7 +595,7 @@ describe.skipIf(!there)(there ? 'in a browser' : `in a browser (SKIPPED: ${CHROM
     await hourhand.work();
     await hourhand.tick();
     await page.getByRole('button', { name: /^Resume/ }).click();
-    await page.getByRole('heading', { name: ': finished' }).waitFor({ timeout: 55_000 });
+    await page.getByRole('heading', { name: ': finished' }).waitFor({ timeout: 240_000 });
     await page.getByText('720 of 720 hours').waitFor();
     expect(await hourhand.wrong()).toEqual([]);
 
@@ -607,7 +607,7 @@ describe.skipIf(!there)(there ? 'in a browser' : `in a browser (SKIPPED: ${CHROM
     await page.getByRole('heading', { name: ': cancelled' }).waitFor();
     expect(wrong).toEqual([]);
     await page.close();
-  }, 120_000);
+  }, 300_000);
 
   test('it works where no script runs', async () => {
     await sixHours();
