@@ -7,6 +7,7 @@ import type { Connections } from '../src/connections.ts';
 import { parseCredentials, tokenHash } from '../src/dashboard/credentials.ts';
 import { startDashboard } from '../src/dashboard/server.ts';
 import { localPath } from '../src/dashboard/sign-in.tsx';
+import { backfillHours } from '../src/producers/backfills.ts';
 import { openQueues, producerConnection } from '../src/queues/redis.ts';
 import { forgetActions, recentActions, recordAction } from '../src/store/actions.ts';
 import { connect } from '../src/store/db.ts';
@@ -643,6 +644,30 @@ describe('the account', () => {
     for (const { who, role, from } of written) {
       expect([who !== '', role, from]).toEqual([true, null, expect.stringMatching(/^command line on /)]);
     }
+  });
+
+  test('has a line of what becomes of a scheduler or a backfill by the command line, as by the page', async () => {
+    const id = 'check.model.status';
+    await hourhand.record({ user: 'ada', at: '2026-08-20T13:10:00Z' });
+    const range = { start: new Date('2026-08-20T13:00Z'), end: new Date('2026-08-20T14:00Z') };
+    const { backfill } = await backfillHours(hourhand, range, {
+      only: 'all',
+      reason: 'backfill',
+      requestedBy: 'ada',
+      requestedFrom: 'a test',
+    });
+    for (const change of ['pause', 'run', 'resume']) await hourhand.run(['schedule', change, id]);
+    for (const change of ['pause', 'cancel']) await hourhand.run(['backfills', change, `${backfill}`]);
+    await hourhand.run(['backfills', 'show', `${backfill}`]);
+    expect((await lines()).reverse()).toMatchObject(
+      [
+        ['pause scheduler', id],
+        ['run scheduler now', id],
+        ['resume scheduler', id],
+        ['pause backfill', `${backfill}`],
+        ['cancel backfill', `${backfill}`],
+      ].map(([what, subject]) => ({ what, subject, outcome: 'exit 0', from: expect.stringMatching(/^command line/) })),
+    );
   });
 });
 
