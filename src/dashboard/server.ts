@@ -138,7 +138,7 @@ function dashboard(
     .set('trust proxy', policy.proxy.trusted)
     .use(headers)
     .use(boundedUrl)
-    .use(fromOurPages({ loopback: LOOPBACK.test(config.HOST), publicUrl: config.PUBLIC_URL }))
+    .use(fromOurPages({ host: config.HOST, loopback: LOOPBACK.test(config.HOST), publicUrl: config.PUBLIC_URL }))
     .use(assets(home))
     .use(alive(version))
     .use(...whoIsThere)
