@@ -360,7 +360,8 @@ describe('who is trusted', () => {
     expect((await alone.ask('put', '/queues/api/queues/stats-hour/pause')).status).toBe(200);
     expect((await settled(1))[0]).toMatchObject({ who: 'anonymous', role: 'operator', from: '127.0.0.1' });
     expect((await alone.ask('get', '/sign-in')).status).toBe(303);
-    for (const header of ['X-Forwarded-For', 'Forwarded', 'X-Forwarded-Host', 'Via']) {
+    const headers = ['X-Forwarded-For', 'Forwarded', 'X-Forwarded-Host', 'Via', 'X-Forwarded-Proto', 'X-Real-IP'];
+    for (const header of headers) {
       expect([header, (await alone.ask('get', '/queues', { [header]: 'x' })).status]).toEqual([header, 401]);
     }
   });
@@ -477,6 +478,16 @@ describe('a session', () => {
     const next = await desk.session('otto');
     await using gone = await open({ DASHBOARD_CREDENTIALS: stored.filter((l) => !l.startsWith('otto')).join('\n') });
     expect((await gone.ask('get', '/api/models', next)).status).toBe(401);
+  });
+
+  test('ends by the button of every page, also of one that says what was not found', async () => {
+    const session = await desk.session('otto');
+    const headers = { ...session, Accept: 'text/html' };
+    for (const path of ['/elsewhere', '/hours/none', '/actions']) {
+      const page = await desk.ask('get', path, headers);
+      const token = /name="_csrf" value="([^"]+)"/.exec(page.text)?.[1] ?? '';
+      expect([path, token]).toEqual([path, cookiesOf(page)['XSRF-TOKEN']]);
+    }
   });
 
   test('cannot be known while PostgreSQL is away, and a token can', async () => {
@@ -666,7 +677,12 @@ describe('the account', () => {
         ['resume scheduler', id],
         ['pause backfill', `${backfill}`],
         ['cancel backfill', `${backfill}`],
-      ].map(([what, subject]) => ({ what, subject, outcome: 'exit 0', from: expect.stringMatching(/^command line/) })),
+      ].map(([what, subject]) => ({
+        what,
+        subject,
+        outcome: 'exit 0',
+        from: expect.stringMatching(/^command line/),
+      })),
     );
   });
 });
@@ -711,6 +727,64 @@ test('what is too long or given twice is refused in words, and nothing dies of i
     expect([path, (await desk.ask('get', path, as)).status < 500]).toEqual([path, true]);
   }
   expect((await desk.ask('get', '/healthz')).status).toBe(200);
+});
+
+test('what PostgreSQL cannot hold, or is said twice where once is meant, is refused in words, and asks for nothing', async () => {
+  const range = 'from=2026-08-20T13&to=2026-08-20T14';
+  const form = { ...bearer(TOKENS.writer), 'Content-Type': 'application/x-www-form-urlencoded' };
+  const refused = async (status: number, method: string, path: string, body?: string, headers = form) => {
+    const answer = await desk.ask(method, path, headers, body);
+    expect([path, body, answer.status, answer.text]).toEqual([
+      path,
+      body,
+      status,
+      expect.stringContaining('expected '),
+    ]);
+  };
+  for (const fields of ['user=%00', 'user=ada&user=bob', 'only=missing&only=all', `user=${'x'.repeat(501)}`]) {
+    await refused(400, 'get', `/backfills/new?${range}&${fields}`);
+    await refused(400, 'post', '/backfills', `${range}&${fields}`);
+  }
+  await refused(400, 'get', '/parts/coverage?last=1&last=2');
+  await refused(400, 'post', '/api/models/check', '{"models":["acme/\\u0000"]}', { ...form, ...json });
+  for (const hour of ['0000-01-01T00', '0001-01-01T00', '1969-12-31T23']) {
+    await refused(404, 'get', `/hours/${hour}`);
+    await refused(404, 'post', `/hours/${hour}/run`);
+  }
+  expect(await lines()).toEqual([]);
+  expect(await hourhand.pool.backfill.count({ where: { requestedBy: 'writer' } })).toBe(0);
+});
+
+test('nobody is told where on the machine the files stand that pages load', async () => {
+  for (const path of [
+    '/assets/none.css',
+    '/assets',
+    '/assets/',
+    '/assets/%00',
+    '/assets/..%2fpackage.json',
+    '/assets/%ZZ',
+  ]) {
+    const { status, text } = await desk.ask('get', path);
+    expect([path, status, text]).toEqual([path, 404, expect.stringMatching(/^\{"error":"Not found"/)]);
+  }
+  expect((await desk.ask('get', '/assets/page.css')).status).toBe(200);
+});
+
+test('however often nobody asks whether it is ready, the servers are asked once at a time', async () => {
+  let asked = 0;
+  const silent = () => {
+    asked += 1;
+    return new Promise<never>(() => {});
+  };
+  const pool = new Proxy(hourhand.pool, {
+    get: (target, name) => (name === '$queryRaw' ? silent : Reflect.get(target, name)),
+  });
+  await using own = await open({}, { pool });
+  expect((await own.ask('get', '/readyz')).status).toBe(503);
+  const once = asked;
+  await Promise.all(Array.from({ length: 50 }, () => own.ask('get', '/readyz')));
+  expect(once).toBeGreaterThan(0);
+  expect(asked).toBeLessThan(4 * once);
 });
 
 test('no secret stands in any answer, line of the log or line of the account', async () => {

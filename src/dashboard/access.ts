@@ -185,7 +185,7 @@ loopback.addAddress('::1', 'ipv6');
 function byPlace(req: Request, { anonymous }: AccessPolicy): Operator | undefined {
   const { remoteAddress = '' } = req.socket;
   const here = loopback.check(remoteAddress, remoteAddress.includes(':') ? 'ipv6' : 'ipv4');
-  const forwarded = ['forwarded', 'x-forwarded-for', 'x-forwarded-host', 'via'].some((name) => req.headers[name]);
+  const forwarded = Object.keys(req.headers).some((name) => /^(forwarded|via|x-real-ip|x-forwarded-.*)$/.test(name));
   return anonymous && here && !forwarded ? { name: 'anonymous', role: 'operator', how: 'anonymous' } : undefined;
 }
 

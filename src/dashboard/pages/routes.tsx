@@ -266,7 +266,11 @@ export function assets(home: string): Router {
   const router = Router();
   const options = { immutable: false, maxAge: '1h', index: false };
   router.get('/assets/htmx.js', (_req, res) => res.sendFile(htmx, options));
-  router.use('/assets', express.static(path.join(home, 'assets'), { ...options, fallthrough: false }));
+  router.use('/assets', express.static(path.join(home, 'assets'), { ...options, redirect: false }));
+  // In words of our own: those of the file system say where it stands.
+  router.use('/assets', (_req, res) => {
+    res.status(404).json({ error: 'Not found', message: 'There is no such file.' });
+  });
   return router;
 }
 
@@ -278,7 +282,7 @@ export function showProblem(req: Request, res: Response, { status, body }: Answe
   res.status(status);
   show(
     res,
-    <Document title={body.error} viewer={{ operator, csrf: '', sample }}>
+    <Document title={body.error} viewer={{ operator, csrf: csrfToken(req, res), sample }}>
       <h1>{body.error}</h1>
       <p class="error">{body.message}</p>
     </Document>,
@@ -332,10 +336,13 @@ async function endedPart({ pool }: Connections, { start, end }: Range): Promise<
   return { start, end: end < running ? end : running };
 }
 
-/** A text of a query or a form; nothing where it is not said, or said twice. */
+const MOST_TEXT = 500;
+
+/** A text of a query or a form, nothing where it is not said. What is said twice, or cut short, would be another wish. */
 function textOf(from: object, name: string): string {
-  const value: unknown = Object(from)[name];
-  return typeof value === 'string' ? value.trim().slice(0, 500) : '';
+  const value: unknown = Object(from)[name] ?? '';
+  if (typeof value === 'string' && value.length <= MOST_TEXT && !value.includes('\0')) return value.trim();
+  throw new BadRequest(`${name}: expected at most ${MOST_TEXT} characters, once and none of them NUL, got another`);
 }
 
 function wishOf(from: object): Wish {
