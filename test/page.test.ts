@@ -431,6 +431,27 @@ describe('what takes long to add up', () => {
     expect([found, asked]).toEqual([{ found: 7, at: expect.any(Date) }, 1]);
     expect(await remembered('b', () => Promise.reject(new Error('too long')))).toEqual({ error: 'Error: too long' });
   });
+
+  test('is no longer looked for once many others were asked for since, however many wait', async () => {
+    const remembered = remembering<number>(String);
+    const asked: number[] = [];
+    let release = () => {};
+    const held = new Promise<void>((resolve) => {
+      release = resolve;
+    });
+    const look = (i: number) => async () => {
+      asked.push(i);
+      await held;
+      return i;
+    };
+    await Promise.all(Array.from({ length: 1_000 }, (_, i) => remembered(String(i), look(i))));
+    release();
+    await until(
+      () => remembered('999', look(999)),
+      (seen) => 'found' in seen,
+    );
+    expect(asked).toEqual(Array.from({ length: 50 }, (_, i) => 950 + i));
+  });
 });
 
 const CHROMIUM = '/usr/bin/chromium';

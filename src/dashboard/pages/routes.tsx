@@ -266,13 +266,16 @@ export function assets(home: string): Router {
   const router = Router();
   const options = { immutable: false, maxAge: '1h', index: false };
   router.get('/assets/htmx.js', (_req, res) => res.sendFile(htmx, options));
-  router.use('/assets', express.static(path.join(home, 'assets'), { ...options, redirect: false }));
-  // In words of our own: those of the file system say where it stands.
-  router.use('/assets', (_req, res) => {
-    res.status(404).json({ error: 'Not found', message: 'There is no such file.' });
-  });
+  const files = express.static(path.join(home, 'assets'), { ...options, fallthrough: false, redirect: false });
+  router.use('/assets', files, noSuchFile);
   return router;
 }
+
+/** In words of our own: those of the file system say where it stands. */
+const noSuchFile: ErrorRequestHandler = ({ status = 500 }, _req, res, next) => {
+  if (res.headersSent) return next();
+  res.status(status).json({ error: 'Not found', message: 'There is no such file.' });
+};
 
 /** What went wrong, as a page, where somebody who is known looks at one; false where a script asks, or nobody is known. */
 export function showProblem(req: Request, res: Response, { status, body }: Answer, sample: boolean): boolean {
