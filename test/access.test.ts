@@ -350,8 +350,13 @@ describe('who is trusted', () => {
   });
 
   test('a token that is wrong is nobody’s, though a session comes with it', async () => {
-    const headers = { ...(await desk.session('otto')), ...bearer('x'.repeat(43)) };
-    expect((await desk.ask('get', '/api/models', headers)).status).toBe(401);
+    const session = await desk.session('otto');
+    for (const token of ['x'.repeat(43), 'x x', `${TOKENS.writer},x`]) {
+      expect([token, (await desk.ask('get', '/api/models', { ...session, ...bearer(token) })).status]).toEqual([
+        token,
+        401,
+      ]);
+    }
   });
 
   test('without credentials this machine is an operator, and a proxy that nobody told of is not', async () => {
@@ -453,6 +458,13 @@ describe('a session', () => {
     const sid = cookiesOf({ headers })['hourhand.sid'];
     expect([sid !== undefined, planted.Cookie.includes(`${sid}`)]).toEqual([true, false]);
     expect((await desk.ask('get', '/api/models', planted)).status).toBe(401);
+  });
+
+  test('is nobody’s where its cookie is none that we gave', async () => {
+    for (const sid of ['x', 's%3Ax.y', 'j:{"a":1}', 'j:["s:x.y"]', 'j:null', 's%3A', '%', '__proto__']) {
+      const { status } = await desk.ask('get', '/api/models', { Cookie: `hourhand.sid=${sid}` });
+      expect([sid, status]).toEqual([sid, 401]);
+    }
   });
 
   test('nothing is kept of whoever has not signed in', async () => {

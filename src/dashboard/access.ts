@@ -86,13 +86,13 @@ export function access(policy: AccessPolicy, sessions: Sessions | undefined): Ac
     getCsrfTokenFromRequest: (req) => req.get('x-xsrf-token') ?? fieldOf(req, '_csrf'),
   });
 
-  const tokenOnly: RequestHandler = (req, _res, next) => {
-    // The parser reads JSON out of a cookie that says so.
-    if (typeof req.cookies[CSRF_COOKIE] !== 'string') delete req.cookies[CSRF_COOKIE];
+  const textOnly: RequestHandler = (req, _res, next) => {
+    // The parser reads JSON out of a cookie that says so; who looks for a token or a session expects text.
+    for (const [name, value] of Object.entries(req.cookies)) if (typeof value !== 'string') delete req.cookies[name];
     next();
   };
   const identify: RequestHandler = (req, res, next) => {
-    const token = /^Bearer +(\S+) *$/i.exec(req.headers.authorization ?? '')?.[1];
+    const token = /^Bearer +(\S.*)$/i.exec(req.headers.authorization ?? '')?.[1];
     const operator = (token && byToken(credentials, token)) || byProxy(req, proxy) || undefined;
     // A token that is wrong is nobody's, whatever cookie comes with it.
     if (operator || token || !sessions)
@@ -117,7 +117,7 @@ export function access(policy: AccessPolicy, sessions: Sessions | undefined): Ac
   };
 
   return {
-    whoIsThere: [cookieParser(), tokenOnly, identify, giveToken],
+    whoIsThere: [cookieParser(), textOnly, identify, giveToken],
     noForgery: (req, res, next) => {
       if (READS.includes(req.method) || !needsToken(req, whoAsks(res)) || csrf.validateRequest(req)) return next();
       refuse(
