@@ -560,6 +560,22 @@ describe('signing in', () => {
     expect((await alone.signIn('vera', undefined, from)).status).toBe(303);
     redis.disconnect();
   });
+
+  test('does not wait for a Redis that is silent, and is limited all the same', async () => {
+    const redis = new Proxy(hourhand.redis, {
+      get: (target, name) => {
+        const value = Reflect.get(target, name);
+        if (typeof value !== 'function') return value;
+        return name === 'defineCommand' ? value.bind(target) : () => new Promise<never>(() => {});
+      },
+    });
+    await using alone = await open({}, { redis });
+    const from = { 'X-Forwarded-For': '203.0.113.11' };
+    const wrong = await Promise.all([1, 2, 3, 4, 5].map(() => alone.signIn('otto', 'wrong', from)));
+    expect(wrong.map(({ status }) => status)).toEqual([401, 401, 401, 401, 401]);
+    expect((await alone.signIn('otto', undefined, from)).status).toBe(429);
+    expect((await alone.signIn('vera', undefined, from)).status).toBe(303);
+  });
 });
 
 describe('a forged write', () => {
