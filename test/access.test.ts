@@ -561,6 +561,21 @@ describe('signing in', () => {
     redis.disconnect();
   });
 
+  test('of many at once keeps nobody else waiting, and of too many is refused', async () => {
+    await using own = await open({ DASHBOARD_CREDENTIALS: `ada:viewer:${hashSync('a password', 12)}` });
+    let busy = true;
+    const many = Promise.all(Array.from({ length: 30 }, (_, i) => own.signIn(`nobody-${i}`, 'wrong')));
+    const done = many.finally(() => {
+      busy = false;
+    });
+    let answers = 0;
+    for (; busy; answers += 1) await own.ask('get', '/healthz');
+    const statuses = (await done).map(({ status }) => status);
+    expect([...new Set(statuses)].sort()).toEqual([401, 503]);
+    expect(answers).toBeGreaterThan(statuses.filter((status) => status === 401).length);
+    expect((await own.signIn('ada', 'a password')).status).toBe(303);
+  });
+
   test('does not wait for a Redis that is silent, and is limited all the same', async () => {
     const redis = new Proxy(hourhand.redis, {
       get: (target, name) => {
