@@ -6,7 +6,10 @@ import { type Browser, chromium, type Page } from 'playwright-core';
 import { afterAll, afterEach, beforeAll, beforeEach, describe, expect, test } from 'vitest';
 import { remembering } from '../src/dashboard/remembered.ts';
 import { startDashboard } from '../src/dashboard/server.ts';
+import { pauseBackfill } from '../src/producers/backfills.ts';
+import { pauseScheduler } from '../src/producers/schedules.ts';
 import { recentActions } from '../src/store/actions.ts';
+import { auditHour } from '../src/store/audit.ts';
 import { barsOf, topModels, topUsers } from '../src/store/charts.ts';
 import { coverageByDay, coverageOf } from '../src/store/coverage.ts';
 import { deriveWaiting } from '../src/store/hour-models.ts';
@@ -127,7 +130,66 @@ describe('what it says', () => {
         .find((link) => link.includes('/stats-users/'))
         ?.split('/')
         .at(-1) ?? '';
-    expect((await hourhand.queues.users.getJob(decodeURIComponent(child)))?.data).toMatchObject({ userDid: 'zoe' });
+    const job = await hourhand.queues.users.getJob(decodeURIComponent(child));
+    expect(job?.data).toMatchObject({ userDid: 'zoe' });
+    await job?.remove();
+    expect((await get('/hours/2026-08-20T00')).text).not.toContain(`/stats-users/${child}`);
+  });
+
+  test('of many hours that run none hides that others are partial', async () => {
+    await hourhand.pool.$executeRaw`
+      insert into "StatHour" (hour, state, reason) select '2026-08-20T00:00Z'::timestamptz + i * interval '1 hour',
+             (case when i < 22 then 'partial' else 'running' end)::"HourState", 'tick' from generate_series(0, 46) as i`;
+    const { text } = await get(shown);
+    expect(text).toContain('22 hours are partial');
+    expect(text).toContain('partial, run 0');
+  });
+
+  test('an hour of a backfill that is paused is held, and not owed', async () => {
+    await hourhand.record({ user: 'ada', at: '2026-08-20T04:10:00Z' });
+    const { backfill } = await hourhand.backfill(h('2026-08-20T04'));
+    expect((await get(shown)).text).toContain('aria-label="2026-08-20T04 owed');
+    await pauseBackfill(hourhand, backfill, 'otto');
+    expect((await get(shown)).text).toContain('aria-label="2026-08-20T04 held');
+    expect((await get('/hours/2026-08-20T04')).text).toContain('its backfill is paused');
+  });
+
+  test('who paused a scheduler or a queue is no secret of tables further down, and when an audit was last is said', async () => {
+    await sixHours();
+    await until(
+      async () => {
+        await auditHour(hourhand.pool, h('2026-08-20T04'));
+        return hourhand.pool.statHour.count({ where: { auditedAt: { not: null } } });
+      },
+      (audited) => audited === 1,
+    );
+    await pauseScheduler(hourhand, 'model.call.stats', 'otto');
+    await hourhand.queues.hours.pause();
+    const { text } = await until(
+      () => get('/parts/now'),
+      ({ text }) => text.includes('Queue stats-hour is paused'),
+    );
+    expect(text).toContain('Scheduler model.call.stats is paused by otto');
+    expect(text).toMatch(/<dt>Audit<\/dt><dd>the last at \d{4}-/);
+  });
+
+  test('a run that closed has closed, though a late call in its hour cannot be stored', async () => {
+    await sixHours();
+    await hourhand.record(
+      ...[1, 2].map(() => ({ user: 'zoe', at: '2026-08-20T04:20:00Z', tokens: 9_000_000_000_000_000_000n })),
+    );
+    await until(
+      async () => {
+        await hourhand.tick();
+        return hourhand.hour(h('2026-08-20T04'));
+      },
+      (hour) => hour?.state === 'partial',
+    );
+    expect((await runsOf(hourhand.pool, h('2026-08-20T04'), 9)).at(-1)).toMatchObject({
+      run: 1,
+      outcome: 'closed',
+      error: null,
+    });
   });
 
   test('what an hour, a backfill or a range cannot be is said, and nothing dies of it', async () => {
@@ -296,6 +358,7 @@ describe('what is done there', () => {
       { from: '2999-01-01', to: '2999-01-02' },
       { from: '1971-01-01', to: '2026-01-01' },
       { from: '2026-08-20', to: '2026-08-21', only: 'some' },
+      { from: '2026-08-20', to: '2026-08-21', user: 'ada', only: 'missing' },
     ]) {
       const { status, text } = await post(
         '/backfills',

@@ -24,6 +24,7 @@ const MEANINGS: Record<Cell, string> = {
   running: 'being rolled up',
   owed: 'to be rolled up',
   reopened: 'published, and to be rolled up again',
+  held: 'asked for by a paused backfill: waits until it is resumed',
   partial: 'some users could not be stored',
   before: 'not covered',
   ahead: 'not ended yet',
@@ -35,6 +36,7 @@ const GLYPHS: Record<Cell, string> = {
   running: '…',
   owed: '○',
   reopened: '↻',
+  held: '‖',
   partial: '!',
   before: '–',
   ahead: '',
@@ -142,15 +144,18 @@ export const pathOf = (hour: Hour) => `/hours/${hour}`;
 
 /** All that is known of an hour at one look. */
 function inWords({ hour, cell, users, calls, credits, error, sealed, marked }: CoverageHour): string {
-  const figures =
-    users === null ? [] : [count(users, 'user'), `${whole(calls ?? 0n)} calls`, `${amount(credits ?? '0')} credits`];
+  const figures = [
+    users !== null && count(users, 'user'),
+    calls !== null && `${whole(calls)} calls`,
+    credits !== null && `${amount(credits)} credits`,
+  ].filter((part) => part !== false);
   const more = [sealed && 'sealed', marked && 'users marked', error].filter((part) => typeof part === 'string');
   return [`${hour} ${cell}`, ...figures, ...more].join(', ').slice(0, 300);
 }
 
 function Days({ days }: { days: readonly CoverageDay[] }): VNode {
   return (
-    <ol class="days" aria-label="Days">
+    <ol class="days" aria-label="Days; arrow keys move, Enter opens the day">
       {days.map(({ day, cells, calls, credits }) => {
         const date = day.toISOString().slice(0, 10);
         const next = new Date(day.getTime() + DAY_MS);
@@ -169,7 +174,7 @@ function Days({ days }: { days: readonly CoverageDay[] }): VNode {
 }
 
 /** What a day is shown as: whatever of its hours asks for most attention. */
-const WORST: readonly Cell[] = ['partial', 'reopened', 'owed', 'running', 'closed', 'before', 'ahead'];
+const WORST: readonly Cell[] = ['partial', 'reopened', 'owed', 'running', 'held', 'closed', 'before', 'ahead'];
 
 function worst(states: readonly Cell[]): Cell {
   return WORST.find((cell) => states.includes(cell)) ?? 'before';
