@@ -279,6 +279,42 @@ describe('what it says', () => {
   });
 });
 
+describe('what is added up', () => {
+  beforeEach(() => open());
+
+  test('a call that changes its model takes its share to the other', async () => {
+    await sixHours();
+    await deriveWaiting(hourhand.pool, AbortSignal.timeout(10_000));
+    await hourhand.pool.$executeRaw`
+      update "ModelCall" set model = 'gpt-next' where "userDid" = 'ada' and "callTime" < '2026-08-20T02:00Z'`;
+    await until(
+      async () => {
+        await hourhand.tick();
+        await deriveWaiting(hourhand.pool, AbortSignal.timeout(10_000));
+        return topModels(hourhand.pool, DAY, 10);
+      },
+      (lines) => lines.map(({ name, calls }) => `${calls} ${name}`).join() === '10 openai/gpt,2 openai/gpt-next',
+    );
+  });
+
+  test('hours that an older hourhand closed are added up too, sealed ones as well, and until then nothing is made up', async () => {
+    await sixHours();
+    const [before] = await barsOf(hourhand.pool, DAY, 'day');
+    await hourhand.pool.$executeRaw`
+      update "StatHour" set ("successCalls", "failedCalls", "totalUsage", "totalCredits", "modelsAsOf") = (null, null, null, null, null),
+             "sealedAt" = case when hour >= '2026-08-20T04:00Z' then now() end`;
+    expect((await get(shown)).text).toContain('aria-label="2026-08-20T04 closed, 2 users, 2 calls, sealed"');
+    await deriveWaiting(hourhand.pool, AbortSignal.timeout(10_000));
+    expect(await barsOf(hourhand.pool, DAY, 'day')).toEqual([before]);
+    // Of what was forgotten before, nobody can say it any more.
+    await hourhand.pool
+      .$executeRaw`update "StatHour" set "totalUsage" = null, "totalCredits" = null where hour = '2026-08-20T05:00Z'`;
+    await hourhand.pool.$executeRaw`delete from "ModelCallStat" where "timestamp" = '2026-08-20T05:00Z'`;
+    await deriveWaiting(hourhand.pool, AbortSignal.timeout(10_000));
+    expect((await get(shown)).text).toContain('aria-label="2026-08-20T05 closed, 2 users, 2 calls, sealed"');
+  });
+});
+
 test('while Redis is away the page says so, and shows what the ledger knows', async () => {
   await using servers = await ownServers('page', 'redis');
   await open(servers.env);

@@ -1,7 +1,7 @@
 // What were an hour's calls of each model?
 
 import { type Hour, hourOf, ordinalOf, startOf } from '../time/hour.ts';
-import type { Db, Pool } from './db.ts';
+import { type Db, type Pool, Sql } from './db.ts';
 import { countOf } from './ledger.ts';
 import { calledIn } from './scope.ts';
 
@@ -23,10 +23,15 @@ const SOME = 100;
 
 async function underivedHours(db: Db, limit: number): Promise<Hour[]> {
   const rows = await db.$queryRaw<{ hour: Date }[]>`
-    select hour from "StatHour"
-     where state = 'closed' and "sealedAt" is null and ("modelsAsOf" is distinct from "asOf" or "totalUsage" is null) order by hour desc limit ${limit}::int`;
+    select hour from "StatHour" l
+     where state = 'closed' and ("sealedAt" is null and "modelsAsOf" is distinct from "asOf" or "totalUsage" is null) and ${known}
+     order by hour desc limit ${limit}::int`;
   return rows.map((row) => hourOf(row.hour));
 }
+
+/** Of a sealed hour the statistics may have been forgotten before anybody wrote down what they come to: then nobody ever will. */
+const known = Sql.sql`
+  ("sealedAt" is null or exists (select from "ModelCallStat" s where s."timeType" = 'hour' and s."timestamp" = l.hour))`;
 
 /**
  * Derive the models of a closed hour from its calls, and what all its users come to where no run has written that down yet. Not part of
@@ -63,6 +68,6 @@ export async function writeModels(db: Db, hour: Hour): Promise<void> {
     update "StatHour" l set "modelsAsOf" = closed."asOf"
       from closed where l.hour = closed.hour`;
   await db.$executeRaw`
-    update "StatHour" set (users, calls, "successCalls", "failedCalls", "totalUsage", "totalCredits") = (${countOf(hour)})
-     where hour = ${startOf(hour)}::timestamptz and state = 'closed' and "totalUsage" is null`;
+    update "StatHour" l set (users, calls, "successCalls", "failedCalls", "totalUsage", "totalCredits") = (${countOf(hour)})
+     where hour = ${startOf(hour)}::timestamptz and state = 'closed' and "totalUsage" is null and ${known}`;
 }
