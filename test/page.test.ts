@@ -243,6 +243,7 @@ describe('what it says', () => {
     const [bar, ...others] = await barsOf(hourhand.pool, DAY, 'day');
     expect(others).toEqual([]);
     expect(bar).toEqual({
+      ...DAY,
       at: DAY.start,
       calls: 12n,
       successCalls: 6n,
@@ -312,6 +313,17 @@ describe('what is added up', () => {
     await hourhand.pool.$executeRaw`delete from "ModelCallStat" where "timestamp" = '2026-08-20T05:00Z'`;
     await deriveWaiting(hourhand.pool, AbortSignal.timeout(10_000));
     expect((await get(shown)).text).toContain('aria-label="2026-08-20T05 closed, 2 users, 2 calls, sealed"');
+  });
+
+  test('a week that began before the range is not shown as if it were whole', async () => {
+    const { text } = await get('/?from=2026-05-13&to=2026-09-01');
+    expect(text).toContain('[2026-05-13T00, 2026-05-18T00): 0');
+    expect(text).toContain('[2026-05-18T00, 2026-05-25T00): 0');
+    expect(text).toContain('[2026-08-31T00, 2026-09-02T00): 0');
+    expect(text).not.toContain('<span>0</span><span>0</span>');
+    const day = await get('/?from=2026-08-10T06&to=2026-08-20');
+    expect(day.text).toContain('[2026-08-10T06, 2026-08-11T00): 0');
+    expect(day.text).toContain('2026-08-11: 0');
   });
 });
 
