@@ -652,6 +652,67 @@ describe.skipIf(!there)(there ? 'in a browser' : `in a browser (SKIPPED: ${CHROM
     await page.close();
   });
 
+  test('a part that cannot be looked at stays as it is, and that it may be old is said until it can be again', async () => {
+    await sixHours();
+    const { page } = await visit(shown);
+    const old = page.getByRole('alert').getByText(/may be old: hourhand has not answered since/);
+    const now = page.getByRole('region', { name: 'Now', exact: true });
+    const cell = page.getByRole('link', { name: /^2026-08-20T04 closed/ });
+    await hourhand.pool.$executeRaw`alter table "StatMark" rename to "away"`;
+    await old.waitFor();
+    expect([await now.count(), await cell.count()]).toEqual([1, 1]);
+    await hourhand.pool.$executeRaw`alter table "away" rename to "StatMark"`;
+    await old.waitFor({ state: 'detached' });
+    await dashboard.close();
+    await old.waitFor();
+    expect([await now.count(), await cell.count()]).toEqual([1, 1]);
+    dashboard = await startDashboard({ ...hourhand, config: { ...hourhand.config, PORT: port } });
+    await old.waitFor({ state: 'detached' });
+    await page.close();
+  });
+
+  test('whoever presses a button by the keyboard stays where it is, or where it was', async () => {
+    await hourhand.record({ user: 'ada', at: '2026-08-20T04:10:00Z' });
+    const { backfill } = await hourhand.backfill(h('2026-08-20T04'));
+    const { page, wrong } = await visit(`/backfills/${backfill}`);
+    page.on('dialog', (dialog) => dialog.accept());
+    const focused = () =>
+      page.evaluate(() => document.activeElement?.getAttribute('aria-label') ?? document.activeElement?.id);
+    for (const [label, state, next] of [
+      ['Pause', 'paused', 'Resume'],
+      ['Resume', 'running', 'Pause'],
+    ]) {
+      await page.getByRole('button', { name: `${label} backfill ${backfill}` }).focus();
+      await page.keyboard.press('Enter');
+      await page.getByRole('heading', { name: `: ${state}` }).waitFor();
+      expect(await focused()).toBe(`${next} backfill ${backfill}`);
+    }
+    await page.getByRole('button', { name: `Cancel backfill ${backfill}` }).focus();
+    await page.keyboard.press('Enter');
+    await page.getByRole('heading', { name: ': cancelled' }).waitFor();
+    await until(focused, (where) => where === 'backfill');
+    expect(wrong).toEqual([]);
+    await page.close();
+  });
+
+  test('a calendar of days is one stop of the Tab key as well, and what is done elsewhere is seen without loading', async () => {
+    const { page, wrong } = await visit('/?from=2026-01-01&to=2026-06-30');
+    const focused = () => page.evaluate(() => document.activeElement?.getAttribute('aria-label'));
+    await page.getByRole('link', { name: 'Last 30 days' }).focus();
+    await page.keyboard.press('Tab');
+    expect(await focused()).toMatch(/^2026-01-01/);
+    await page.keyboard.press('ArrowRight');
+    expect(await focused()).toMatch(/^2026-01-02/);
+    await page.keyboard.press('End');
+    expect(await focused()).toMatch(/^2026-06-30/);
+    await page.keyboard.press('Tab');
+    expect(await focused()).toBeNull();
+    await post('/hours/2026-08-20T04/run');
+    await page.getByRole('cell', { name: 'run again 2026-08-20T04' }).waitFor();
+    expect(wrong).toEqual([]);
+    await page.close();
+  });
+
   test('by keyboard alone an hour is found in the calendar and run again', async () => {
     await sixHours();
     const { page, wrong } = await visit(shown);
