@@ -628,6 +628,39 @@ describe.skipIf(!there)(there ? 'in a browser' : `in a browser (SKIPPED: ${CHROM
     }
   }, 180_000);
 
+  test.each([
+    ['closed', 200_000],
+    ['partial', 220_000],
+  ])('a full month weighs little too, of hours that are %s', async (state, limit) => {
+    await hourhand.pool.$executeRaw`
+      insert into "StatHour" (hour, state, run, reason, users, calls, "totalCredits", "totalUsage", "successCalls", "failedCalls",
+                              "startedAt", "closedAt", "asOf", revision, error)
+      select hour, ${state}::"HourState", 1, 'tick', 98765, 12345678, 123456.12345678, 98765432109, 12345000, 678, hour, hour, hour, 1,
+             case ${state} when 'partial' then repeat('did:abt:z1abcdefghijklmnopqrstuvwxyz: numeric field overflow; ', 20) end
+        from generate_series(0, 743) as i, lateral (select date_trunc('hour', now(), 'UTC') - i * interval '1 hour' as hour) as past`;
+    await hourhand.pool
+      .$executeRaw`insert into "ModelProvider" values ('openrouter', 'https://openrouter.ai/api/v1', 'KEY', 1)`;
+    await hourhand.pool.$executeRaw`
+      insert into "ModelStatus" ("providerId", model, type, status, reason, detail, "checkedAt")
+      select 'openrouter', 'anthropic/claude-sonnet-' || i, 'chatCompletion', 'degraded', 'rate limited', '429 from its provider, 12 of 40 calls', now()
+        from generate_series(1, 100) as i`;
+    await hourhand.pool.$executeRaw`
+      insert into "Backfill" ("requestedBy", "requestedFrom", "requestedAt", start, "end", "only", state, hours, "finishedAt")
+      select 'on-call', 'page, 10.0.0.5', now(), '2026-08-01', '2026-08-31', 'all', 'finished', 720, now() from generate_series(1, 30)`;
+    const { page, wrong } = await visit('/');
+    const loaded = await page.evaluate(() =>
+      performance
+        .getEntriesByType('resource')
+        .map(({ name }) => new URL(name).pathname)
+        .filter((path) => path.startsWith('/assets/')),
+    );
+    const sizes = await Promise.all(['/', ...loaded].map(async (path) => Buffer.byteLength((await get(path)).text)));
+    expect(sizes.length).toBeGreaterThan(3);
+    expect(sizes.reduce((sum, size) => sum + size)).toBeLessThan(limit);
+    expect(wrong).toEqual([]);
+    await page.close();
+  });
+
   test('the page stays true without being loaded again, and keeps what somebody is doing', async () => {
     await sixHours();
     const { page, wrong } = await visit(shown);

@@ -158,7 +158,7 @@ function Unsettled({ status: { ledger, audit, now } }: { status: Status }): VNod
   const lines = ledger.unsettled.map(({ hour, state, run, error, nextAttemptAt }) => ({
     hour,
     state: `${state}, run ${run}`,
-    why: [error, nextAttemptAt && `again in ${span(nextAttemptAt.getTime() - now.getTime())}`]
+    why: [error?.slice(0, 250), nextAttemptAt && `again in ${span(nextAttemptAt.getTime() - now.getTime())}`]
       .filter(Boolean)
       .join('; '),
   }));
@@ -243,7 +243,7 @@ function QueueTable({ status: { queues, redis } }: { status: Status }): VNode {
 }
 
 /** So many are shown; a gateway may know hundreds. Those that are not up come first. */
-const MODELS = 50;
+const MODELS = 30;
 const HEALTH = ['down', 'degraded', 'unknown', 'up'];
 
 function Models({ status: { models, spent, now } }: { status: Status }): VNode {

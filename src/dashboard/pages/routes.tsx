@@ -46,7 +46,7 @@ const DAY_MS = 24 * HOUR_MS;
 const DAYS = 30;
 const MOST_DAYS = 1_100;
 const TOP = 10;
-const BACKFILLS = 20;
+const BACKFILLS = 10;
 
 /** What somebody asked for that cannot be: 400, in words. */
 class BadRequest extends Error {
