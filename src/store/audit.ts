@@ -2,6 +2,7 @@
 
 import { endOf, type Hour, hourOf, startOf } from '../time/hour.ts';
 import { type Db, instant, type Now, type Pool } from './db.ts';
+import { recountHour } from './ledger.ts';
 import { differences } from './stats.ts';
 
 /** A difference that was found, until an audit of the same hour finds none. */
@@ -52,6 +53,8 @@ export async function auditHour(pool: Pool, hour: Hour, now?: Now): Promise<Audi
     { isolationLevel: 'RepeatableRead' },
   );
   if (audit) await recordAudit(pool, hour, audit.result, now);
+  // Whoever rolled users up again may have died before the ledger was told.
+  if (audit) await pool.$transaction((db) => recountHour(db, hour, null));
   return audit?.result;
 }
 
