@@ -5,7 +5,10 @@ import { rollUpScope } from '../src/processors/roll-up-scope.ts';
 import { cancelBackfill, pauseBackfill } from '../src/producers/backfills.ts';
 import { Sql } from '../src/store/db.ts';
 import { deriveWaiting } from '../src/store/hour-models.ts';
-import { audited, closedHour, type Hourhand, h, until } from './support/hourhand.ts';
+import { MODELS_LOCK } from '../src/store/scope.ts';
+import { sealHour } from '../src/store/seal.ts';
+import { ordinalOf } from '../src/time/hour.ts';
+import { audited, closedHour, type Hourhand, h, startHourhand, threeHours, until } from './support/hourhand.ts';
 
 const hour = h('2026-08-20T13');
 const at = '2026-08-20T13:10:00Z';
@@ -78,4 +81,72 @@ test('a roll-up of marks that dies, and loses its job with Redis, is made up for
     (seen) => agree(seen),
   );
   expect(await hourhand.pool.statHour.findMany({ where: { users: 2 } })).toMatchObject([{ revision: 2 }]);
+});
+
+test('what an older version closes beside this one gets its totals', async () => {
+  await using hourhand = await closedHour(hour, two);
+  await derive(hourhand);
+  await hourhand.record({ user: 'ada', at, credits: '5' });
+  // What 0.5 does of it: neither totals nor models.
+  await hourhand.pool.$transaction([
+    hourhand.pool.$executeRaw`delete from "StatMark"`,
+    hourhand.pool
+      .$executeRaw`update "ModelCallStat" set "totalCredits" = 5.00000001, "totalCalls" = 2, "totalUsage" = 20, "successCalls" = 2 where "userDid" = 'ada'`,
+    hourhand.pool
+      .$executeRaw`update "StatHour" set run = 2, users = 2, calls = 3, "closedAt" = now(), "asOf" = now(), revision = 2 where users > 0`,
+  ]);
+  await derive(hourhand);
+  expect(await said(hourhand)).toSatisfy(agree);
+});
+
+test('hours that were sealed before there were totals get them, and keep what they know where their rows are gone', async () => {
+  await using hourhand = await threeHours();
+  const hours = ['2026-08-20T13', '2026-08-20T14', '2026-08-20T15'].map(h);
+  for (const hour of hours) await sealHour(hourhand.pool, hour);
+  const before = await said(hourhand);
+  const forget = Sql.sql`"successCalls" = null, "failedCalls" = null, "totalUsage" = null, "totalCredits" = null, "modelsAsOf" = null`;
+  await hourhand.pool.$executeRaw`update "StatHour" set ${forget}`;
+  await derive(hourhand);
+  expect(await said(hourhand)).toEqual(before);
+
+  await hourhand.pool.$executeRaw`update "StatHour" set ${forget}`;
+  await hourhand.pool.$executeRaw`delete from "ModelCallStat"`;
+  await derive(hourhand);
+  expect(await hourhand.pool.statHour.findMany({ where: { sealedAt: { not: null } } })).toMatchObject(
+    hours.map(() => ({ users: 2, calls: 2n, totalUsage: null })),
+  );
+});
+
+test('a model of any name is counted, and keeps no other hour from it, nor its own from being sealed', async () => {
+  await using hourhand = await startHourhand();
+  await hourhand.record(...two, { user: 'cyd', at: '2026-08-20T12:10:00Z' });
+  await hourhand.pool.$executeRaw`
+    update "ModelCall" set model = (select string_agg(md5(i::text), '') from generate_series(1, 300) i),
+                           "providerId" = (select string_agg('😀' || md5(i::text), '') from generate_series(1, 300) i) where "userDid" = 'ada'`;
+  await hourhand.work();
+  await hourhand.backfill(h('2026-08-20T12'), hour);
+  await hourhand.reaches(hour, 'closed');
+  await hourhand.reaches(h('2026-08-20T12'), 'closed');
+  await derive(hourhand);
+  expect(await said(hourhand)).toSatisfy(agree);
+  await until(
+    () => sealHour(hourhand.pool, hour),
+    ({ outcome }) => outcome === 'sealed',
+  );
+});
+
+test('an hour is not sealed beside somebody who derives its models, from calls as they were', async () => {
+  await using hourhand = await threeHours();
+  const { pool } = hourhand;
+  let sealing: ReturnType<typeof sealHour> | undefined;
+  await pool.$transaction(async (db) => {
+    await db.$executeRaw`select pg_advisory_xact_lock(${ordinalOf(hour)}::int, ${MODELS_LOCK}::int)`;
+    sealing = sealHour(pool, hour);
+    await until(
+      () => pool.$queryRaw<object[]>`select 1 from pg_locks where locktype = 'advisory' and not granted`,
+      (waiting) => waiting.length === 1,
+    );
+    expect(await pool.statHour.count({ where: { sealedAt: { not: null } } })).toBe(0);
+  });
+  expect(await sealing).toEqual({ outcome: 'sealed' });
 });

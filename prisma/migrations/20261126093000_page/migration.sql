@@ -35,4 +35,4 @@ CREATE TABLE "StatModel" (
 
 -- What Prisma's schema cannot say: the closed hours whose models are still to be derived, src/store/hour-models.ts.
 CREATE INDEX "StatHour_models_idx" ON "StatHour" (hour)
-    WHERE state = 'closed' AND "sealedAt" IS NULL AND ("modelsAsOf" IS DISTINCT FROM "asOf" OR "totalUsage" IS NULL);
+    WHERE state = 'closed' AND (("sealedAt" IS NULL AND "modelsAsOf" IS DISTINCT FROM "asOf") OR "totalUsage" IS NULL);
