@@ -164,7 +164,7 @@ export interface Allotted {
 }
 
 /**
- * Allot the next run of an hour, in a transaction, if the hour is owed: ended, covered, not sealed, not closed or wanted
+ * Allot the next run of an hour, in a transaction, if the hour is owed: ended, covered or asked for, not sealed, not closed or wanted
  * again, and not of a backfill that is paused. The run's number is burnt with the transaction's commit, even if its holder dies on the next line. Two callers get two
  * runs, and the older one can close nothing any more.
  *
@@ -186,7 +186,8 @@ export async function allot(
       insert into "StatHour" as h (hour, state, run, reason, "startedAt", fence)
       select ${start}::timestamptz, 'running', 1, 'tick', ${instant(now)}, ${fenceAfter(Sql.sql`null::bigint`)}
        where ${endOf(hour)}::timestamptz <= ${instant(now)}
-         and ${isCovered(Sql.sql`${start}::timestamptz`)}
+         and (${isCovered(Sql.sql`${start}::timestamptz`)}
+              or exists (select from "StatHour" where hour = ${start}::timestamptz and wanted > run))
       on conflict (hour) do update
          set run = h.run + 1, state = 'running', "startedAt" = ${instant(now)}, "nextAttemptAt" = null,
              fence = ${fenceAfter(Sql.sql`h.fence`)}
