@@ -89,6 +89,10 @@ export async function giveBack(db: Db, id: number): Promise<number> {
   await publish(db, id);
   const marks = await db.$queryRaw<{ hour: Date }[]>`
     with gone as (delete from "StatMark" where "backfillId" = ${id}::bigint returning hour) select distinct hour from gone`;
+  await forgetUnasked(
+    db,
+    marks.map(({ hour }) => hour),
+  );
   const hours = await db.$executeRaw`
     delete from "BackfillHour" h
      where "backfillId" = ${id}::bigint and not exists (select from "StatHour" l where l.hour = h.hour and l.run >= h.wanted)`;
@@ -115,6 +119,14 @@ function stateBefore(known: Sql.Sql): Sql.Sql {
   return Sql.sql`
     case when h.state is distinct from 'running' then h.state
          when ${known}.state = 'open' and h."priorWanted" <= h."priorRun" then 'closed' else ${known}.state end`;
+}
+
+/** Hours that nobody rolls up are known to the ledger only for a mark that could not be stored: without one they are not. */
+async function forgetUnasked(db: Db, hours: readonly Date[]): Promise<void> {
+  await db.$executeRaw`
+    delete from "StatHour" l
+     where hour = any(${[...hours]}::timestamptz[]) and run = 0 and wanted = 0 and not ${isCovered(Sql.sql`l.hour`)}
+       and not exists (select from "StatMark" m where m.hour = l.hour and m.reason <> 'late')`;
 }
 
 /** While its hours were open, users of them may have been rolled up alone: nobody counts that anew but whoever closes them again. */
