@@ -8,7 +8,7 @@ import { deriveWaiting } from '../src/store/hour-models.ts';
 import { MODELS_LOCK } from '../src/store/scope.ts';
 import { sealHour } from '../src/store/seal.ts';
 import { ordinalOf } from '../src/time/hour.ts';
-import { audited, closedHour, type Hourhand, h, startHourhand, threeHours, until } from './support/hourhand.ts';
+import { closedHour, type Hourhand, h, startHourhand, threeHours, until } from './support/hourhand.ts';
 
 const hour = h('2026-08-20T13');
 const at = '2026-08-20T13:10:00Z';
@@ -67,14 +67,14 @@ test('users who are rolled up while a paused backfill holds their hour are in it
   ]);
 });
 
-test('a roll-up of marks that dies, and loses its job with Redis, is made up for by the audit', async () => {
+test('a roll-up of marks that dies, and loses its job with Redis, is made up for by the next look', async () => {
   await using hourhand = await closedHour(hour, two);
   await derive(hourhand);
   await hourhand.record({ user: 'ada', at, credits: '5' });
   await rollUpScope(hourhand.pool, { hour, lo: 0, hi: 63 }, new AbortController().signal);
   await until(
     async () => {
-      await audited(hourhand);
+      await hourhand.tick();
       await derive(hourhand);
       return said(hourhand);
     },

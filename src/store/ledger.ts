@@ -388,8 +388,8 @@ async function setPartial(db: Db, hour: Hour, error: string, { backOffMaxSeconds
   return { error, nextAttemptAt: row?.nextAttemptAt ?? new Date() };
 }
 
-/** Whether a figure of an hour `l` has changed since its last revision. */
-export const isUnpublished = Sql.sql`exists (select from "StatChange" c where c.hour = l.hour and c.revision = l.revision + 1)`;
+/** Whether a figure of an hour `l` has changed since its last revision. (OFFSET 0: looked up, hour by hour, not hashed.) */
+export const isUnpublished = Sql.sql`exists (select from "StatChange" c where c.hour = l.hour and c.revision = l.revision + 1 offset 0)`;
 
 /** 1 with the first close; afterwards one more where a figure has changed since. Derived, so that whoever died before saying so is made up for. */
 const nextRevision = Sql.sql`case when revision = 0 then 1 else revision + ${isUnpublished}::int end`;

@@ -4,6 +4,7 @@ import { type Hour, hourOf, startOf } from '../time/hour.ts';
 import type { Range } from '../time/range.ts';
 import { type Db, instant, type Now, Sql } from './db.ts';
 import { isHeld } from './held.ts';
+import { isUnpublished } from './ledger.ts';
 import { isCovered } from './ranges.ts';
 import { bucket, calledWithin, callHour } from './scope.ts';
 
@@ -61,7 +62,8 @@ const useful = Sql.sql`(m.reason <> 'late'
 
 /**
  * Ended, unsealed hours with marks, newest first, but for those in back-off, those that are owed (their own run takes the marks
- * with it), and marks of a backfill that is paused.
+ * with it), and marks of a backfill that is paused. Closed ones too whose users were rolled up again without the ledger being told: the job
+ * that did so was lost with Redis.
  */
 export async function markedHours(db: Db, limit: number, now?: Now): Promise<Hour[]> {
   const rows = await db.$queryRaw<{ hour: Date }[]>`
@@ -69,7 +71,9 @@ export async function markedHours(db: Db, limit: number, now?: Now): Promise<Hou
      where m.hour < date_trunc('hour', ${instant(now)}, 'UTC') and l."sealedAt" is null
        and (l."nextAttemptAt" is null or l."nextAttemptAt" <= ${instant(now)}) and ${useful}
        and not ${isHeld(Sql.sql`m."backfillId"`)} and (l.state in ('closed', 'partial') or not ${covered})
-     group by m.hour order by m.hour desc limit ${limit}::int`;
+    union
+    select hour from "StatHour" l where state = 'closed' and "sealedAt" is null and ${isUnpublished}
+     order by hour desc limit ${limit}::int`;
   return rows.map((row) => hourOf(row.hour));
 }
 
