@@ -83,6 +83,20 @@ test('a roll-up of marks that dies, and loses its job with Redis, is made up for
   expect(await hourhand.pool.statHour.findMany({ where: { users: 2 } })).toMatchObject([{ revision: 2 }]);
 });
 
+test('an hour that a mended mark closes, without another run, has its models derived again', async () => {
+  await using hourhand = await closedHour(hour, two);
+  await derive(hourhand);
+  await hourhand.record(...['999999999999', '1'].map((credits) => ({ user: 'eve', at, credits })));
+  await hourhand.tick();
+  await hourhand.reaches(hour, 'partial');
+  await hourhand.pool.$executeRaw`update "ModelCall" set credits = 1 where "userDid" = 'eve'`;
+  await hourhand.backfillUser('eve', hour);
+  await hourhand.reaches(hour, 'closed');
+  expect((await hourhand.hour(hour))?.run).toBe(1);
+  await derive(hourhand);
+  expect(await said(hourhand)).toSatisfy(agree);
+});
+
 test('what an older version closes beside this one gets its totals', async () => {
   await using hourhand = await closedHour(hour, two);
   await derive(hourhand);

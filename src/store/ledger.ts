@@ -329,7 +329,7 @@ export async function endRun(
   const [counted] = await db.$queryRaw<[{ users: number; calls: bigint }]>`
     with ended as (
       update "StatHour" l set state = ${outcome}::"HourState", attempts = 0, "nextAttemptAt" = null, error = null, "partialSince" = null,
-             "closedAt" = ${instant(now)}, "asOf" = "startedAt", revision = ${nextRevision}, (${counts}) = (${count})
+             "closedAt" = ${instant(now)}, "asOf" = "startedAt", "modelsAsOf" = null, revision = ${nextRevision}, (${counts}) = (${count})
        where hour = ${start}::timestamptz
       returning hour, run, users, calls, state, error, "closedAt" as at
     ), noted as (
