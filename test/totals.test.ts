@@ -72,9 +72,9 @@ test('a roll-up of marks that dies, and loses its job with Redis, is made up for
   await derive(hourhand);
   await hourhand.record({ user: 'ada', at, credits: '5' });
   await rollUpScope(hourhand.pool, { hour, lo: 0, hi: 63 }, new AbortController().signal);
+  await hourhand.work(); // looks when it starts
   await until(
     async () => {
-      await hourhand.tick();
       await derive(hourhand);
       return said(hourhand);
     },

@@ -62,8 +62,7 @@ const useful = Sql.sql`(m.reason <> 'late'
 
 /**
  * Ended, unsealed hours with marks, newest first, but for those in back-off, those that are owed (their own run takes the marks
- * with it), and marks of a backfill that is paused. Closed ones too whose users were rolled up again without the ledger being told: the job
- * that did so was lost with Redis.
+ * with it), and marks of a backfill that is paused.
  */
 export async function markedHours(db: Db, limit: number, now?: Now): Promise<Hour[]> {
   const rows = await db.$queryRaw<{ hour: Date }[]>`
@@ -71,7 +70,16 @@ export async function markedHours(db: Db, limit: number, now?: Now): Promise<Hou
      where m.hour < date_trunc('hour', ${instant(now)}, 'UTC') and l."sealedAt" is null
        and (l."nextAttemptAt" is null or l."nextAttemptAt" <= ${instant(now)}) and ${useful}
        and not ${isHeld(Sql.sql`m."backfillId"`)} and (l.state in ('closed', 'partial') or not ${covered})
-    union
+     group by m.hour order by m.hour desc limit ${limit}::int`;
+  return rows.map((row) => hourOf(row.hour));
+}
+
+/**
+ * Closed hours whose users were rolled up again without the ledger being told, newest first: the job that did so is at work, or was lost with
+ * Redis. Each hour is looked up, 20 ms for 17,520 of them: nothing for every tick.
+ */
+export async function untoldHours(db: Db, limit: number): Promise<Hour[]> {
+  const rows = await db.$queryRaw<{ hour: Date }[]>`
     select hour from "StatHour" l where state = 'closed' and "sealedAt" is null and ${isUnpublished}
      order by hour desc limit ${limit}::int`;
   return rows.map((row) => hourOf(row.hour));
