@@ -52,8 +52,8 @@ schedule
   .argument('<id>', 'such as model.call.stats')
   .action((id: string) =>
     run((config) =>
-      withConnections(config, {}, async (c) =>
-        (await import('./commands/schedule.ts')).pause(c, id, userInfo().username),
+      withConnections(config, { changes: { what: 'pause scheduler', subject: id } }, async (c) =>
+        (await import('./commands/schedule.ts')).pause(c, id, osUser()),
       ),
     ),
   );
@@ -63,8 +63,8 @@ schedule
   .argument('<id>')
   .action((id: string) =>
     run((config) =>
-      withConnections(config, {}, async (c) =>
-        (await import('./commands/schedule.ts')).resume(c, id, userInfo().username),
+      withConnections(config, { changes: { what: 'resume scheduler', subject: id } }, async (c) =>
+        (await import('./commands/schedule.ts')).resume(c, id, osUser()),
       ),
     ),
   );
@@ -74,7 +74,9 @@ schedule
   .argument('<id>')
   .action((id: string) =>
     run((config) =>
-      withConnections(config, {}, async (c) => (await import('./commands/schedule.ts')).tickNow(c, id)),
+      withConnections(config, { changes: { what: 'run scheduler now', subject: id } }, async (c) =>
+        (await import('./commands/schedule.ts')).tickNow(c, id),
+      ),
     ),
   );
 
@@ -173,10 +175,10 @@ for (const [change, description] of [
     .description(description)
     .argument('<id>', 'its number', backfillId)
     .action((id: number) => {
-      const by = userInfo().username;
+      const changes = { what: `${change} backfill`, subject: String(id) };
       return run((config) =>
-        withConnections(config, {}, async (c) =>
-          (await import('./commands/backfills.ts')).changeBackfill(c, change, { id, by }),
+        withConnections(config, { changes }, async (c) =>
+          (await import('./commands/backfills.ts')).changeBackfill(c, change, { id, by: osUser() }),
         ),
       );
     });

@@ -20,7 +20,7 @@ import { tickProcessor } from './processors/tick.ts';
 import { tickLateProcessor } from './processors/tick-late.ts';
 import { tickModelsProcessor } from './processors/tick-models.ts';
 import { tickStatsProcessor } from './processors/tick-stats.ts';
-import { enqueueOwed } from './producers/hours.ts';
+import { enqueueOwed, enqueueUntold } from './producers/hours.ts';
 import { keepPartitions } from './producers/partitions.ts';
 import { ensureScheduler, type SchedulerId, ticksOf, wishes } from './producers/schedules.ts';
 import { freeLost } from './producers/watchdog.ts';
@@ -78,13 +78,15 @@ export async function startWorker(
     }
     await keepAhead().catch(onError('partitions'));
     for (const backfill of await finishBackfills(pool)) log.info({ backfill }, 'backfill finished');
-    const lost = await freeLost(queues, await enqueueOwed(deps));
+    const { enqueued, marked } = await enqueueOwed(deps);
+    const lost = await freeLost(queues, { enqueued, marked: [...marked, ...(await enqueueUntold(deps))] });
     if (lost.length === 0) return;
     log.warn(
       { jobs: lost.length, first: lost[0] },
       'jobs that nobody would ever find: removed, and what is owed enqueued again',
     );
     await enqueueOwed(deps);
+    await enqueueUntold(deps);
   };
   const tick = (id: SchedulerId, process: Process) =>
     work(ticksOf(queues, id).name, 1, MINUTE_MS, tickProcessor({ pool, id }, process));

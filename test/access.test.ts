@@ -7,6 +7,7 @@ import type { Connections } from '../src/connections.ts';
 import { parseCredentials, tokenHash } from '../src/dashboard/credentials.ts';
 import { startDashboard } from '../src/dashboard/server.ts';
 import { localPath } from '../src/dashboard/sign-in.tsx';
+import { backfillHours } from '../src/producers/backfills.ts';
 import { openQueues, producerConnection } from '../src/queues/redis.ts';
 import { forgetActions, recentActions, recordAction } from '../src/store/actions.ts';
 import { connect } from '../src/store/db.ts';
@@ -195,7 +196,10 @@ describe('nobody', () => {
     const { status, headers } = await desk.ask('get', '/queues/queue/stats-hour?status=failed', html);
     const to = encodeURIComponent('/queues/queue/stats-hour?status=failed');
     expect([status, headers.location]).toEqual([303, `/sign-in?to=${to}`]);
-    expect((await desk.ask('get', '/', { ...html, 'HX-Request': 'true' })).headers['hx-redirect']).toBe('/sign-in');
+    const part = { ...html, 'HX-Request': 'true', 'HX-Current-URL': 'http://here.example/hours/2026-08-20T13?x=1' };
+    expect((await desk.ask('get', '/parts/now', part)).headers['hx-redirect']).toBe(
+      '/sign-in?to=%2Fhours%2F2026-08-20T13%3Fx%3D1',
+    );
     expect(localPath('/queues/queue/stats-hour?status=failed')).toBe('/queues/queue/stats-hour?status=failed');
     const elsewhere = [
       '//evil.example',
@@ -349,8 +353,13 @@ describe('who is trusted', () => {
   });
 
   test('a token that is wrong is nobody’s, though a session comes with it', async () => {
-    const headers = { ...(await desk.session('otto')), ...bearer('x'.repeat(43)) };
-    expect((await desk.ask('get', '/api/models', headers)).status).toBe(401);
+    const session = await desk.session('otto');
+    for (const token of ['x'.repeat(43), 'x x', `${TOKENS.writer},x`]) {
+      expect([token, (await desk.ask('get', '/api/models', { ...session, ...bearer(token) })).status]).toEqual([
+        token,
+        401,
+      ]);
+    }
   });
 
   test('without credentials this machine is an operator, and a proxy that nobody told of is not', async () => {
@@ -359,7 +368,8 @@ describe('who is trusted', () => {
     expect((await alone.ask('put', '/queues/api/queues/stats-hour/pause')).status).toBe(200);
     expect((await settled(1))[0]).toMatchObject({ who: 'anonymous', role: 'operator', from: '127.0.0.1' });
     expect((await alone.ask('get', '/sign-in')).status).toBe(303);
-    for (const header of ['X-Forwarded-For', 'Forwarded', 'X-Forwarded-Host', 'Via']) {
+    const headers = ['X-Forwarded-For', 'Forwarded', 'X-Forwarded-Host', 'Via', 'X-Forwarded-Proto', 'X-Real-IP'];
+    for (const header of headers) {
       expect([header, (await alone.ask('get', '/queues', { [header]: 'x' })).status]).toEqual([header, 401]);
     }
   });
@@ -453,6 +463,13 @@ describe('a session', () => {
     expect((await desk.ask('get', '/api/models', planted)).status).toBe(401);
   });
 
+  test('is nobody’s where its cookie is none that we gave', async () => {
+    for (const sid of ['x', 's%3Ax.y', 'j:{"a":1}', 'j:["s:x.y"]', 'j:null', 's%3A', '%', '__proto__']) {
+      const { status } = await desk.ask('get', '/api/models', { Cookie: `hourhand.sid=${sid}` });
+      expect([sid, status]).toEqual([sid, 401]);
+    }
+  });
+
   test('nothing is kept of whoever has not signed in', async () => {
     const before = await hourhand.pool.dashboardSession.count();
     await desk.ask('get', '/sign-in');
@@ -476,6 +493,16 @@ describe('a session', () => {
     const next = await desk.session('otto');
     await using gone = await open({ DASHBOARD_CREDENTIALS: stored.filter((l) => !l.startsWith('otto')).join('\n') });
     expect((await gone.ask('get', '/api/models', next)).status).toBe(401);
+  });
+
+  test('ends by the button of every page, also of one that says what was not found', async () => {
+    const session = await desk.session('otto');
+    const headers = { ...session, Accept: 'text/html' };
+    for (const path of ['/elsewhere', '/hours/none', '/actions']) {
+      const page = await desk.ask('get', path, headers);
+      const token = /name="_csrf" value="([^"]+)"/.exec(page.text)?.[1] ?? '';
+      expect([path, token]).toEqual([path, cookiesOf(page)['XSRF-TOKEN']]);
+    }
   });
 
   test('cannot be known while PostgreSQL is away, and a token can', async () => {
@@ -535,6 +562,38 @@ describe('signing in', () => {
     expect((await alone.signIn('otto', undefined, from)).status).toBe(429);
     expect((await alone.signIn('vera', undefined, from)).status).toBe(303);
     redis.disconnect();
+  });
+
+  test('of many at once keeps nobody else waiting, and of too many is refused', async () => {
+    await using own = await open({ DASHBOARD_CREDENTIALS: `ada:viewer:${hashSync('a password', 12)}` });
+    let busy = true;
+    const many = Promise.all(Array.from({ length: 30 }, (_, i) => own.signIn(`nobody-${i}`, 'wrong')));
+    const done = many.finally(() => {
+      busy = false;
+    });
+    let answers = 0;
+    for (; busy; answers += 1) await own.ask('get', '/healthz');
+    const statuses = (await done).map(({ status }) => status);
+    expect([...new Set(statuses)].sort()).toEqual([401, 503]);
+    // Compared all at once, others wait for a turn of each of them: a handful of answers.
+    expect(2 * answers).toBeGreaterThan(statuses.filter((status) => status === 401).length);
+    expect((await own.signIn('ada', 'a password')).status).toBe(303);
+  });
+
+  test('does not wait for a Redis that is silent, and is limited all the same', async () => {
+    const redis = new Proxy(hourhand.redis, {
+      get: (target, name) => {
+        const value = Reflect.get(target, name);
+        if (typeof value !== 'function') return value;
+        return name === 'defineCommand' ? value.bind(target) : () => new Promise<never>(() => {});
+      },
+    });
+    await using alone = await open({}, { redis });
+    const from = { 'X-Forwarded-For': '203.0.113.11' };
+    const wrong = await Promise.all([1, 2, 3, 4, 5].map(() => alone.signIn('otto', 'wrong', from)));
+    expect(wrong.map(({ status }) => status)).toEqual([401, 401, 401, 401, 401]);
+    expect((await alone.signIn('otto', undefined, from)).status).toBe(429);
+    expect((await alone.signIn('vera', undefined, from)).status).toBe(303);
   });
 });
 
@@ -644,6 +703,35 @@ describe('the account', () => {
       expect([who !== '', role, from]).toEqual([true, null, expect.stringMatching(/^command line on /)]);
     }
   });
+
+  test('has a line of what becomes of a scheduler or a backfill by the command line, as by the page', async () => {
+    const id = 'check.model.status';
+    await hourhand.record({ user: 'ada', at: '2026-08-20T13:10:00Z' });
+    const range = { start: new Date('2026-08-20T13:00Z'), end: new Date('2026-08-20T14:00Z') };
+    const { backfill } = await backfillHours(hourhand, range, {
+      only: 'all',
+      reason: 'backfill',
+      requestedBy: 'ada',
+      requestedFrom: 'a test',
+    });
+    for (const change of ['pause', 'run', 'resume']) await hourhand.run(['schedule', change, id]);
+    for (const change of ['pause', 'cancel']) await hourhand.run(['backfills', change, `${backfill}`]);
+    await hourhand.run(['backfills', 'show', `${backfill}`]);
+    expect((await lines()).reverse()).toMatchObject(
+      [
+        ['pause scheduler', id],
+        ['run scheduler now', id],
+        ['resume scheduler', id],
+        ['pause backfill', `${backfill}`],
+        ['cancel backfill', `${backfill}`],
+      ].map(([what, subject]) => ({
+        what,
+        subject,
+        outcome: 'exit 0',
+        from: expect.stringMatching(/^command line/),
+      })),
+    );
+  });
 });
 
 describe('hourhand credentials', () => {
@@ -686,6 +774,59 @@ test('what is too long or given twice is refused in words, and nothing dies of i
     expect([path, (await desk.ask('get', path, as)).status < 500]).toEqual([path, true]);
   }
   expect((await desk.ask('get', '/healthz')).status).toBe(200);
+});
+
+test('what PostgreSQL cannot hold, or is said twice where once is meant, is refused in words, and asks for nothing', async () => {
+  const range = 'from=2026-08-20T13&to=2026-08-20T14';
+  const form = { ...bearer(TOKENS.writer), 'Content-Type': 'application/x-www-form-urlencoded' };
+  const refused = async (status: number, method: string, path: string, body?: string, headers = form) => {
+    const answer = await desk.ask(method, path, headers, body);
+    expect([path, body, answer.status, answer.text]).toEqual([
+      path,
+      body,
+      status,
+      expect.stringContaining('expected '),
+    ]);
+  };
+  for (const fields of ['user=%00', 'user=ada&user=bob', 'only=missing&only=all', `user=${'x'.repeat(501)}`]) {
+    await refused(400, 'get', `/backfills/new?${range}&${fields}`);
+    await refused(400, 'post', '/backfills', `${range}&${fields}`);
+  }
+  await refused(400, 'get', '/parts/coverage?last=1&last=2');
+  await refused(400, 'post', '/api/models/check', '{"models":["acme/\\u0000"]}', { ...form, ...json });
+  for (const hour of ['0000-01-01T00', '0001-01-01T00', '1969-12-31T23']) {
+    await refused(404, 'get', `/hours/${hour}`);
+    await refused(404, 'post', `/hours/${hour}/run`);
+  }
+  expect(await lines()).toEqual([]);
+  expect(await hourhand.pool.backfill.count({ where: { requestedBy: 'writer' } })).toBe(0);
+});
+
+test('nobody is told where on the machine the files stand that pages load', async () => {
+  const none = { '/none.css': 404, '': 404, '/': 404, '/%00': 400, '/%ZZ': 400, '/..%2fpackage.json': 403 };
+  for (const [path, status] of Object.entries(none)) {
+    const answer = await desk.ask('get', `/assets${path}`);
+    const text = JSON.stringify({ error: 'Not found', message: 'There is no such file.' });
+    expect([path, answer.status, answer.text]).toEqual([path, status, text]);
+  }
+  expect((await desk.ask('get', '/assets/page.css')).status).toBe(200);
+});
+
+test('however often nobody asks whether it is ready, the servers are asked once at a time', async () => {
+  let asked = 0;
+  const silent = () => {
+    asked += 1;
+    return new Promise<never>(() => {});
+  };
+  const pool = new Proxy(hourhand.pool, {
+    get: (target, name) => (name === '$queryRaw' ? silent : Reflect.get(target, name)),
+  });
+  await using own = await open({}, { pool });
+  expect((await own.ask('get', '/readyz')).status).toBe(503);
+  const once = asked;
+  await Promise.all(Array.from({ length: 50 }, () => own.ask('get', '/readyz')));
+  expect(once).toBeGreaterThan(0);
+  expect(asked).toBeLessThan(4 * once);
 });
 
 test('no secret stands in any answer, line of the log or line of the account', async () => {

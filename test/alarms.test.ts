@@ -8,7 +8,7 @@ import { pauseScheduler, resumeScheduler } from '../src/producers/schedules.ts';
 import { type AlarmPolicy, forgetAlarms, openAlarms, recentAlarms, settleAlarms } from '../src/store/alarms.ts';
 import { closeHour, failHour } from '../src/store/ledger.ts';
 import { coverFromNowOn } from '../src/store/ranges.ts';
-import { settleSchedule } from '../src/store/schedules.ts';
+import { markTicked, settleSchedule } from '../src/store/schedules.ts';
 import { startOf } from '../src/time/hour.ts';
 import { startWatch } from '../src/watch.ts';
 import { ended, type Hourhand, h, linesOf, startHourhand, until } from './support/hourhand.ts';
@@ -124,6 +124,21 @@ test('a tick by a clock that is minutes fast is not taken for that of the hour b
   await ticked(hourhand, '13:56:00');
   expect(await look(hourhand, '14:30:00', onlyTicks)).toEqual(nothing);
   expect(await look(hourhand, '15:04:01', onlyTicks)).toMatchObject({ raised: [`tick-missed ${stats}`] });
+});
+
+test('what was written down by a clock that was hours fast, and set back since, hides nothing for as long', async () => {
+  await using hourhand = await startedAtOne();
+  const { pool } = hourhand;
+  await hourIs(hourhand, '2026-08-20T12', 'closed', '13:01:00');
+  await hourIs(hourhand, '2026-08-20T13', 'closed', '23:01:00');
+  expect(await look(hourhand, '15:01:00', onlyHours)).toEqual(nothing);
+  expect(await look(hourhand, '15:01:01', onlyHours)).toEqual({ raised: ['no-hour-closed'], ended: [] });
+
+  const fast = new Date(Date.now() + 10 * 3_600_000);
+  await pool.statSchedule.update({ where: { id: stats }, data: { lastAt: fast } });
+  await markTicked(pool, stats);
+  const [schedule] = await pool.statSchedule.findMany();
+  expect(schedule?.lastAt?.getTime()).toBeLessThan(fast.getTime());
 });
 
 test('an hour that is partial for too long is an alarm, kept over its re-runs, until it closes', async () => {

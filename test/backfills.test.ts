@@ -3,6 +3,7 @@
 import { describe, expect, test } from 'vitest';
 import {
   backfillHours,
+  backfillUser,
   cancelBackfill,
   pauseBackfill,
   resumeBackfill,
@@ -12,7 +13,7 @@ import { requestHour } from '../src/producers/hours.ts';
 import { backfillOf, finishBackfills, listBackfills, WrongStateError } from '../src/store/backfills.ts';
 import { allotRun } from '../src/store/cut.ts';
 import { Sql } from '../src/store/db.ts';
-import { closeEmptyHours, closeHour, owedHours } from '../src/store/ledger.ts';
+import { closeEmptyHours, closeHour, failHour, owedHours } from '../src/store/ledger.ts';
 import { markedHours, markedScopes } from '../src/store/marks.ts';
 import { ledgerStatus } from '../src/store/progress.ts';
 import { coverFromNowOn } from '../src/store/ranges.ts';
@@ -458,6 +459,33 @@ describe('cancelled', () => {
     expect(await backfillOf(hourhand.pool, backfill)).toMatchObject({ state: 'cancelled', givenBack: 1, done: 0 });
   });
 
+  test('of a user who could not be stored, an hour that nobody else rolls up is unknown again, and partial for nobody', async () => {
+    await using hourhand = await startHourhand();
+    const { pool } = hourhand;
+    await hourhand.record(...unstorable, { user: 'eve', at: '2026-08-20T14:10:00Z' });
+    await using held = await holdUser(hourhand, 'eve', next);
+    await hourhand.work();
+    const range = { start: startOf(hour), end: endOf(next) };
+    const { backfill } = await backfillUser(hourhand, 'eve', range, { requestedBy: 'test' });
+    await hourhand.reaches(hour, 'partial');
+    await cancelBackfill(hourhand, backfill, 'bob');
+    expect(await hourhand.hour(hour)).toBeUndefined();
+    expect(await backfillOf(pool, backfill)).toMatchObject({ state: 'cancelled', givenBack: 2, failed: 0 });
+    await held.release();
+  });
+
+  test('an hour that is closed again is not partial for as long as it had been asked for', async () => {
+    await using hourhand = await closedHour(hour, [{ user: 'ada', at }]);
+    const { pool, policy } = hourhand;
+    await hourhand.queues.hours.pause();
+    const { backfill } = await hourhand.backfill(hour);
+    await failHour(pool, hour, 'eve: too much', policy);
+    await cancelBackfill(hourhand, backfill, 'bob');
+    expect(await pool.statHour.findMany({ where: { hour: startOf(hour) } })).toMatchObject([
+      { state: 'closed', error: null, partialSince: null },
+    ]);
+  });
+
   test('whoever would allot a run or close one meanwhile waits, and finds what it became', async () => {
     await using hourhand = await startHourhand();
     const { pool, policy } = hourhand;
@@ -577,6 +605,23 @@ describe('what failed', () => {
     expect(await backfillOf(pool, backfill)).toMatchObject({ failed: 0, done: 1, failures: [] });
     await hourhand.reaches(hour, 'closed');
   });
+});
+
+test('an hour whose row was deleted meanwhile, and that counts its runs from 1 again, is done when it has closed', async () => {
+  await using hourhand = await startHourhand();
+  const { pool } = hourhand;
+  await hourhand.record({ user: 'ada', at });
+  await pool.$executeRaw`insert into "StatHour" (hour, state, run, reason) values (${startOf(hour)}::timestamptz, 'open', 4, 'tick')`;
+  const { backfill } = await hourhand.backfill(hour);
+  await pool.$executeRaw`delete from "StatHour"`;
+  expect(await backfillOf(pool, backfill)).toMatchObject({ state: 'running', pending: 1 });
+  await hourhand.work();
+  await hourhand.reaches(hour, 'closed');
+  expect(await backfillOf(pool, backfill)).toMatchObject({ pending: 0, done: 1 });
+  await until(
+    async () => [...(await finishBackfills(pool)), (await backfillOf(pool, backfill))?.state],
+    (seen) => seen.includes('finished'),
+  );
 });
 
 test('before it begins, what it would find is told: hours by state, and users', async () => {

@@ -120,6 +120,16 @@ describe('who may ask', () => {
     }
   });
 
+  test('on another address of this machine it answers under that as well', async () => {
+    const config = { ...hourhand.config, HOST: '127.0.0.2', PORT: 0 };
+    const there = await startDashboard({ ...hourhand, config });
+    try {
+      expect((await fetch(`${there.url}/healthz`)).status).toBe(200);
+    } finally {
+      await there.close();
+    }
+  });
+
   test('under any other name it answers nothing but 403, so that a name that resolves to 127.0.0.1 reads nothing', async () => {
     const foreign = ['evil.example', `evil.example:${port}`, `localhost.:${port}`, `127.0.0.1.evil.example:${port}`];
     const near = [

@@ -1,5 +1,6 @@
 import { expect, test } from 'vitest';
 import { Sql } from '../src/store/db.ts';
+import { runsOf } from '../src/store/runs.ts';
 import { endOf, startOf } from '../src/time/hour.ts';
 import { closedHour, h, startHourhand, until } from './support/hourhand.ts';
 
@@ -156,4 +157,36 @@ test('above a thousand marked users the whole hour is asked for', async () => {
   );
   expect(await hourhand.pool.statMark.count()).toBe(0);
   expect(await hourhand.wrong()).toEqual([]);
+});
+
+test('above a thousand marked users of an hour that nobody rolls up otherwise, each of them is rolled up', async () => {
+  await using hourhand = await startHourhand();
+  await hourhand.record(...unstorable);
+  await hourhand.work();
+  await hourhand.backfillUser('ada', hour);
+  await hourhand.reaches(hour, 'partial'); // known, and not covered
+  await hourhand.pool.$executeRaw`update "ModelCall" set credits = 1`;
+  await hourhand.record(...Array.from({ length: 1_001 }, (_, i) => ({ user: `u${i}`, at })));
+  await hourhand.backfillUser('ada', hour);
+  await until(
+    async () => {
+      await hourhand.tick();
+      return hourhand.wrong();
+    },
+    (wrong) => wrong.length === 0,
+  );
+  await until(
+    () => hourhand.pool.statMark.count(),
+    (n) => n === 0,
+  );
+});
+
+test('a mark that cannot be stored does not change what is on record of the run that closed its hour', async () => {
+  await using hourhand = await closedHour(hour, [{ user: 'bob', at }]);
+  const before = await runsOf(hourhand.pool, hour, 10);
+  expect(before).toMatchObject([{ run: 1, outcome: 'closed', error: null }]);
+  await hourhand.record(...unstorable);
+  await hourhand.tick();
+  await hourhand.reaches(hour, 'partial');
+  expect(await runsOf(hourhand.pool, hour, 10)).toEqual(before);
 });

@@ -6,7 +6,10 @@ import { type Browser, chromium, type Page } from 'playwright-core';
 import { afterAll, afterEach, beforeAll, beforeEach, describe, expect, test } from 'vitest';
 import { remembering } from '../src/dashboard/remembered.ts';
 import { startDashboard } from '../src/dashboard/server.ts';
+import { pauseBackfill } from '../src/producers/backfills.ts';
+import { pauseScheduler } from '../src/producers/schedules.ts';
 import { recentActions } from '../src/store/actions.ts';
+import { auditHour } from '../src/store/audit.ts';
 import { barsOf, topModels, topUsers } from '../src/store/charts.ts';
 import { coverageByDay, coverageOf } from '../src/store/coverage.ts';
 import { deriveWaiting } from '../src/store/hour-models.ts';
@@ -127,7 +130,66 @@ describe('what it says', () => {
         .find((link) => link.includes('/stats-users/'))
         ?.split('/')
         .at(-1) ?? '';
-    expect((await hourhand.queues.users.getJob(decodeURIComponent(child)))?.data).toMatchObject({ userDid: 'zoe' });
+    const job = await hourhand.queues.users.getJob(decodeURIComponent(child));
+    expect(job?.data).toMatchObject({ userDid: 'zoe' });
+    await job?.remove();
+    expect((await get('/hours/2026-08-20T00')).text).not.toContain(`/stats-users/${child}`);
+  });
+
+  test('of many hours that run none hides that others are partial', async () => {
+    await hourhand.pool.$executeRaw`
+      insert into "StatHour" (hour, state, reason) select '2026-08-20T00:00Z'::timestamptz + i * interval '1 hour',
+             (case when i < 22 then 'partial' else 'running' end)::"HourState", 'tick' from generate_series(0, 46) as i`;
+    const { text } = await get(shown);
+    expect(text).toContain('22 hours are partial');
+    expect(text).toContain('partial, run 0');
+  });
+
+  test('an hour of a backfill that is paused is held, and not owed', async () => {
+    await hourhand.record({ user: 'ada', at: '2026-08-20T04:10:00Z' });
+    const { backfill } = await hourhand.backfill(h('2026-08-20T04'));
+    expect((await get(shown)).text).toContain('aria-label="2026-08-20T04 owed');
+    await pauseBackfill(hourhand, backfill, 'otto');
+    expect((await get(shown)).text).toContain('aria-label="2026-08-20T04 held');
+    expect((await get('/hours/2026-08-20T04')).text).toContain('its backfill is paused');
+  });
+
+  test('who paused a scheduler or a queue is no secret of tables further down, and when an audit was last is said', async () => {
+    await sixHours();
+    await until(
+      async () => {
+        await auditHour(hourhand.pool, h('2026-08-20T04'));
+        return hourhand.pool.statHour.count({ where: { auditedAt: { not: null } } });
+      },
+      (audited) => audited === 1,
+    );
+    await pauseScheduler(hourhand, 'model.call.stats', 'otto');
+    await hourhand.queues.hours.pause();
+    const { text } = await until(
+      () => get('/parts/now'),
+      ({ text }) => text.includes('Queue stats-hour is paused'),
+    );
+    expect(text).toContain('Scheduler model.call.stats is paused by otto');
+    expect(text).toMatch(/<dt>Audit<\/dt><dd>the last at \d{4}-/);
+  });
+
+  test('a run that closed has closed, though a late call in its hour cannot be stored', async () => {
+    await sixHours();
+    await hourhand.record(
+      ...[1, 2].map(() => ({ user: 'zoe', at: '2026-08-20T04:20:00Z', tokens: 9_000_000_000_000_000_000n })),
+    );
+    await until(
+      async () => {
+        await hourhand.tick();
+        return hourhand.hour(h('2026-08-20T04'));
+      },
+      (hour) => hour?.state === 'partial',
+    );
+    expect((await runsOf(hourhand.pool, h('2026-08-20T04'), 9)).at(-1)).toMatchObject({
+      run: 1,
+      outcome: 'closed',
+      error: null,
+    });
   });
 
   test('what an hour, a backfill or a range cannot be is said, and nothing dies of it', async () => {
@@ -181,6 +243,7 @@ describe('what it says', () => {
     const [bar, ...others] = await barsOf(hourhand.pool, DAY, 'day');
     expect(others).toEqual([]);
     expect(bar).toEqual({
+      ...DAY,
       at: DAY.start,
       calls: 12n,
       successCalls: 6n,
@@ -214,6 +277,53 @@ describe('what it says', () => {
       },
       ([line]) => line?.calls === 10n,
     );
+  });
+});
+
+describe('what is added up', () => {
+  beforeEach(() => open());
+
+  test('a call that changes its model takes its share to the other', async () => {
+    await sixHours();
+    await deriveWaiting(hourhand.pool, AbortSignal.timeout(10_000));
+    await hourhand.pool.$executeRaw`
+      update "ModelCall" set model = 'gpt-next' where "userDid" = 'ada' and "callTime" < '2026-08-20T02:00Z'`;
+    await until(
+      async () => {
+        await hourhand.tick();
+        await deriveWaiting(hourhand.pool, AbortSignal.timeout(10_000));
+        return topModels(hourhand.pool, DAY, 10);
+      },
+      (lines) => lines.map(({ name, calls }) => `${calls} ${name}`).join() === '10 openai/gpt,2 openai/gpt-next',
+    );
+  });
+
+  test('hours that an older hourhand closed are added up too, sealed ones as well, and until then nothing is made up', async () => {
+    await sixHours();
+    const [before] = await barsOf(hourhand.pool, DAY, 'day');
+    await hourhand.pool.$executeRaw`
+      update "StatHour" set ("successCalls", "failedCalls", "totalUsage", "totalCredits", "modelsAsOf") = (null, null, null, null, null),
+             "sealedAt" = case when hour >= '2026-08-20T04:00Z' then now() end`;
+    expect((await get(shown)).text).toContain('aria-label="2026-08-20T04 closed, 2 users, 2 calls, sealed"');
+    await deriveWaiting(hourhand.pool, AbortSignal.timeout(10_000));
+    expect(await barsOf(hourhand.pool, DAY, 'day')).toEqual([before]);
+    // Of what was forgotten before, nobody can say it any more.
+    await hourhand.pool
+      .$executeRaw`update "StatHour" set "totalUsage" = null, "totalCredits" = null where hour = '2026-08-20T05:00Z'`;
+    await hourhand.pool.$executeRaw`delete from "ModelCallStat" where "timestamp" = '2026-08-20T05:00Z'`;
+    await deriveWaiting(hourhand.pool, AbortSignal.timeout(10_000));
+    expect((await get(shown)).text).toContain('aria-label="2026-08-20T05 closed, 2 users, 2 calls, sealed"');
+  });
+
+  test('a week that began before the range is not shown as if it were whole', async () => {
+    const { text } = await get('/?from=2026-05-13&to=2026-09-01');
+    expect(text).toContain('[2026-05-13T00, 2026-05-18T00): 0');
+    expect(text).toContain('[2026-05-18T00, 2026-05-25T00): 0');
+    expect(text).toContain('[2026-08-31T00, 2026-09-02T00): 0');
+    expect(text).not.toContain('<span>0</span><span>0</span>');
+    const day = await get('/?from=2026-08-10T06&to=2026-08-20');
+    expect(day.text).toContain('[2026-08-10T06, 2026-08-11T00): 0');
+    expect(day.text).toContain('2026-08-11: 0');
   });
 });
 
@@ -296,6 +406,7 @@ describe('what is done there', () => {
       { from: '2999-01-01', to: '2999-01-02' },
       { from: '1971-01-01', to: '2026-01-01' },
       { from: '2026-08-20', to: '2026-08-21', only: 'some' },
+      { from: '2026-08-20', to: '2026-08-21', user: 'ada', only: 'missing' },
     ]) {
       const { status, text } = await post(
         '/backfills',
@@ -431,6 +542,27 @@ describe('what takes long to add up', () => {
     expect([found, asked]).toEqual([{ found: 7, at: expect.any(Date) }, 1]);
     expect(await remembered('b', () => Promise.reject(new Error('too long')))).toEqual({ error: 'Error: too long' });
   });
+
+  test('is no longer looked for once many others were asked for since, however many wait', async () => {
+    const remembered = remembering<number>(String);
+    const asked: number[] = [];
+    let release = () => {};
+    const held = new Promise<void>((resolve) => {
+      release = resolve;
+    });
+    const look = (i: number) => async () => {
+      asked.push(i);
+      await held;
+      return i;
+    };
+    await Promise.all(Array.from({ length: 1_000 }, (_, i) => remembered(String(i), look(i))));
+    release();
+    await until(
+      () => remembered('999', look(999)),
+      (seen) => 'found' in seen,
+    );
+    expect(asked).toEqual(Array.from({ length: 50 }, (_, i) => 950 + i));
+  });
 });
 
 const CHROMIUM = '/usr/bin/chromium';
@@ -517,6 +649,39 @@ describe.skipIf(!there)(there ? 'in a browser' : `in a browser (SKIPPED: ${CHROM
     }
   }, 180_000);
 
+  test.each([
+    ['closed', 200_000],
+    ['partial', 220_000],
+  ])('a full month weighs little too, of hours that are %s', async (state, limit) => {
+    await hourhand.pool.$executeRaw`
+      insert into "StatHour" (hour, state, run, reason, users, calls, "totalCredits", "totalUsage", "successCalls", "failedCalls",
+                              "startedAt", "closedAt", "asOf", revision, error)
+      select hour, ${state}::"HourState", 1, 'tick', 98765, 12345678, 123456.12345678, 98765432109, 12345000, 678, hour, hour, hour, 1,
+             case ${state} when 'partial' then repeat('did:abt:z1abcdefghijklmnopqrstuvwxyz: numeric field overflow; ', 20) end
+        from generate_series(0, 743) as i, lateral (select date_trunc('hour', now(), 'UTC') - i * interval '1 hour' as hour) as past`;
+    await hourhand.pool
+      .$executeRaw`insert into "ModelProvider" values ('openrouter', 'https://openrouter.ai/api/v1', 'KEY', 1)`;
+    await hourhand.pool.$executeRaw`
+      insert into "ModelStatus" ("providerId", model, type, status, reason, detail, "checkedAt")
+      select 'openrouter', 'anthropic/claude-sonnet-' || i, 'chatCompletion', 'degraded', 'rate limited', '429 from its provider, 12 of 40 calls', now()
+        from generate_series(1, 100) as i`;
+    await hourhand.pool.$executeRaw`
+      insert into "Backfill" ("requestedBy", "requestedFrom", "requestedAt", start, "end", "only", state, hours, "finishedAt")
+      select 'on-call', 'page, 10.0.0.5', now(), '2026-08-01', '2026-08-31', 'all', 'finished', 720, now() from generate_series(1, 30)`;
+    const { page, wrong } = await visit('/');
+    const loaded = await page.evaluate(() =>
+      performance
+        .getEntriesByType('resource')
+        .map(({ name }) => new URL(name).pathname)
+        .filter((path) => path.startsWith('/assets/')),
+    );
+    const sizes = await Promise.all(['/', ...loaded].map(async (path) => Buffer.byteLength((await get(path)).text)));
+    expect(sizes.length).toBeGreaterThan(3);
+    expect(sizes.reduce((sum, size) => sum + size)).toBeLessThan(limit);
+    expect(wrong).toEqual([]);
+    await page.close();
+  });
+
   test('the page stays true without being loaded again, and keeps what somebody is doing', async () => {
     await sixHours();
     const { page, wrong } = await visit(shown);
@@ -537,6 +702,67 @@ describe.skipIf(!there)(there ? 'in a browser' : `in a browser (SKIPPED: ${CHROM
         .first()
         .evaluate((details) => (details as HTMLDetailsElement).open),
     ).toBe(true);
+    expect(wrong).toEqual([]);
+    await page.close();
+  });
+
+  test('a part that cannot be looked at stays as it is, and that it may be old is said until it can be again', async () => {
+    await sixHours();
+    const { page } = await visit(shown);
+    const old = page.getByRole('alert').getByText(/may be old: hourhand has not answered since/);
+    const now = page.getByRole('region', { name: 'Now', exact: true });
+    const cell = page.getByRole('link', { name: /^2026-08-20T04 closed/ });
+    await hourhand.pool.$executeRaw`alter table "StatMark" rename to "away"`;
+    await old.waitFor();
+    expect([await now.count(), await cell.count()]).toEqual([1, 1]);
+    await hourhand.pool.$executeRaw`alter table "away" rename to "StatMark"`;
+    await old.waitFor({ state: 'detached' });
+    await dashboard.close();
+    await old.waitFor();
+    expect([await now.count(), await cell.count()]).toEqual([1, 1]);
+    dashboard = await startDashboard({ ...hourhand, config: { ...hourhand.config, PORT: port } });
+    await old.waitFor({ state: 'detached' });
+    await page.close();
+  });
+
+  test('whoever presses a button by the keyboard stays where it is, or where it was', async () => {
+    await hourhand.record({ user: 'ada', at: '2026-08-20T04:10:00Z' });
+    const { backfill } = await hourhand.backfill(h('2026-08-20T04'));
+    const { page, wrong } = await visit(`/backfills/${backfill}`);
+    page.on('dialog', (dialog) => dialog.accept());
+    const focused = () =>
+      page.evaluate(() => document.activeElement?.getAttribute('aria-label') ?? document.activeElement?.id);
+    for (const [label, state, next] of [
+      ['Pause', 'paused', 'Resume'],
+      ['Resume', 'running', 'Pause'],
+    ]) {
+      await page.getByRole('button', { name: `${label} backfill ${backfill}` }).focus();
+      await page.keyboard.press('Enter');
+      await page.getByRole('heading', { name: `: ${state}` }).waitFor();
+      expect(await focused()).toBe(`${next} backfill ${backfill}`);
+    }
+    await page.getByRole('button', { name: `Cancel backfill ${backfill}` }).focus();
+    await page.keyboard.press('Enter');
+    await page.getByRole('heading', { name: ': cancelled' }).waitFor();
+    await until(focused, (where) => where === 'backfill');
+    expect(wrong).toEqual([]);
+    await page.close();
+  });
+
+  test('a calendar of days is one stop of the Tab key as well, and what is done elsewhere is seen without loading', async () => {
+    const { page, wrong } = await visit('/?from=2026-01-01&to=2026-06-30');
+    const focused = () => page.evaluate(() => document.activeElement?.getAttribute('aria-label'));
+    await page.getByRole('link', { name: 'Last 30 days' }).focus();
+    await page.keyboard.press('Tab');
+    expect(await focused()).toMatch(/^2026-01-01/);
+    await page.keyboard.press('ArrowRight');
+    expect(await focused()).toMatch(/^2026-01-02/);
+    await page.keyboard.press('End');
+    expect(await focused()).toMatch(/^2026-06-30/);
+    await page.keyboard.press('Tab');
+    expect(await focused()).toBeNull();
+    await post('/hours/2026-08-20T04/run');
+    await page.getByRole('cell', { name: 'run again 2026-08-20T04' }).waitFor();
     expect(wrong).toEqual([]);
     await page.close();
   });

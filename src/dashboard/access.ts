@@ -86,13 +86,13 @@ export function access(policy: AccessPolicy, sessions: Sessions | undefined): Ac
     getCsrfTokenFromRequest: (req) => req.get('x-xsrf-token') ?? fieldOf(req, '_csrf'),
   });
 
-  const tokenOnly: RequestHandler = (req, _res, next) => {
-    // The parser reads JSON out of a cookie that says so.
-    if (typeof req.cookies[CSRF_COOKIE] !== 'string') delete req.cookies[CSRF_COOKIE];
+  const textOnly: RequestHandler = (req, _res, next) => {
+    // The parser reads JSON out of a cookie that says so; who looks for a token or a session expects text.
+    for (const [name, value] of Object.entries(req.cookies)) if (typeof value !== 'string') delete req.cookies[name];
     next();
   };
   const identify: RequestHandler = (req, res, next) => {
-    const token = /^Bearer +(\S+) *$/i.exec(req.headers.authorization ?? '')?.[1];
+    const token = /^Bearer +(\S.*)$/i.exec(req.headers.authorization ?? '')?.[1];
     const operator = (token && byToken(credentials, token)) || byProxy(req, proxy) || undefined;
     // A token that is wrong is nobody's, whatever cookie comes with it.
     if (operator || token || !sessions)
@@ -117,7 +117,7 @@ export function access(policy: AccessPolicy, sessions: Sessions | undefined): Ac
   };
 
   return {
-    whoIsThere: [cookieParser(), tokenOnly, identify, giveToken],
+    whoIsThere: [cookieParser(), textOnly, identify, giveToken],
     noForgery: (req, res, next) => {
       if (READS.includes(req.method) || !needsToken(req, whoAsks(res)) || csrf.validateRequest(req)) return next();
       refuse(
@@ -128,8 +128,8 @@ export function access(policy: AccessPolicy, sessions: Sessions | undefined): Ac
     gate: (req, res, next) => {
       if (whoAsks(res)) return next();
       if (res.locals.unknowable !== undefined) return unavailable(res);
-      const to = `/sign-in?to=${encodeURIComponent(req.originalUrl)}`;
-      if (req.get('hx-request')) res.set('HX-Redirect', '/sign-in');
+      const to = `/sign-in?to=${encodeURIComponent(pageOf(req))}`;
+      if (req.get('hx-request')) res.set('HX-Redirect', to);
       else if (req.method === 'GET' && /\btext\/html\b/i.test(req.headers.accept ?? '')) return res.redirect(303, to);
       res.status(401).set('WWW-Authenticate', 'Bearer').json({
         error: 'Nobody is signed in',
@@ -138,6 +138,14 @@ export function access(policy: AccessPolicy, sessions: Sessions | undefined): Ac
       });
     },
   };
+}
+
+/** The page that somebody looks at: of one of its parts, what the browser says. */
+function pageOf(req: Request): string {
+  const at = req.get('hx-current-url') ?? '';
+  if (!req.get('hx-request') || !URL.canParse(at)) return req.originalUrl;
+  const { pathname, search } = new URL(at);
+  return `${pathname}${search}`;
 }
 
 /** Lets reads through, and writes of operators. */
@@ -185,7 +193,7 @@ loopback.addAddress('::1', 'ipv6');
 function byPlace(req: Request, { anonymous }: AccessPolicy): Operator | undefined {
   const { remoteAddress = '' } = req.socket;
   const here = loopback.check(remoteAddress, remoteAddress.includes(':') ? 'ipv6' : 'ipv4');
-  const forwarded = ['forwarded', 'x-forwarded-for', 'x-forwarded-host', 'via'].some((name) => req.headers[name]);
+  const forwarded = Object.keys(req.headers).some((name) => /^(forwarded|via|x-real-ip|x-forwarded-.*)$/.test(name));
   return anonymous && here && !forwarded ? { name: 'anonymous', role: 'operator', how: 'anonymous' } : undefined;
 }
 

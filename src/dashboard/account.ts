@@ -1,6 +1,6 @@
 // What is written down of every change, and who may read it?
 
-import { type Request, type RequestHandler, type Response, Router } from 'express';
+import { type Request, type Response, Router } from 'express';
 import type { Connections } from '../connections.ts';
 import { type Action, recentActions, recordAction, settleAction } from '../store/actions.ts';
 import { reasonOf } from '../store/db.ts';
@@ -38,14 +38,6 @@ export async function record(
       log.warn({ seq, outcome, reason: reasonOf(error) }, 'account: an outcome was not written'),
     );
   });
-}
-
-/** The same, before a route. */
-export function recorded(written: Written, what: string, subjectOf?: (req: Request) => string): RequestHandler {
-  return async (req, res, next) => {
-    await record(written, req, res, { what, subject: subjectOf?.(req) });
-    next();
-  };
 }
 
 const MOST = 500;

@@ -2,10 +2,13 @@
 
 import { hash } from 'node:crypto';
 import { isIPv6 } from 'node:net';
-import { RateLimiterMemory, RateLimiterRedis, RateLimiterRes } from 'rate-limiter-flexible';
+import { setTimeout as sleep } from 'node:timers/promises';
+import { type RateLimiterAbstract, RateLimiterMemory, RateLimiterRedis, RateLimiterRes } from 'rate-limiter-flexible';
 import type { RedisConnection } from '../queues/redis.ts';
 
 const QUARTER_HOUR = 15 * 60;
+/** A Redis that is silent for longer is away. */
+const LIMIT_MS = 1_000;
 
 export interface Attempts {
   /** Counts one more. @returns the seconds to wait, where there were too many */
@@ -22,12 +25,18 @@ export interface Attempts {
 export function attempts(redis: RedisConnection, prefix: string): Attempts {
   const limiter = (what: string, points: number) => {
     const limit = { points, duration: QUARTER_HOUR, keyPrefix: `${prefix}:sign-in:${what}` };
-    return new RateLimiterRedis({
+    const alone = new RateLimiterMemory(limit);
+    const together = new RateLimiterRedis({
       ...limit,
       storeClient: redis,
       rejectIfRedisNotReady: true,
-      insuranceLimiter: new RateLimiterMemory(limit),
+      insuranceLimiter: alone,
     });
+    return <T>(ask: (limiter: RateLimiterAbstract) => Promise<T>): Promise<T> => {
+      const answered = new AbortController();
+      const late = sleep(LIMIT_MS, undefined, { signal: answered.signal }).then(() => ask(alone));
+      return Promise.race([ask(together), late]).finally(() => answered.abort());
+    };
   };
   const [ofNetwork, ofPair, ofName] = [limiter('network', 20), limiter('pair', 5), limiter('name', 30)];
   // Known or not: else who is known could be told by who has to wait. Hashed: it may be a password, typed into the wrong field.
@@ -40,13 +49,13 @@ export function attempts(redis: RedisConnection, prefix: string): Attempts {
         [ofPair, pair(address, name)],
         [ofName, keyOf(name)],
       ] as const) {
-        const seconds = await limiter.consume(key).then(() => undefined, secondsLeft);
+        const seconds = await limiter((of) => of.consume(key)).then(() => undefined, secondsLeft);
         if (seconds !== undefined) return seconds;
       }
       return undefined;
     },
     async forgive(address, name) {
-      await Promise.all([ofPair.delete(pair(address, name)), ofName.reward(keyOf(name))]);
+      await Promise.all([ofPair((of) => of.delete(pair(address, name))), ofName((of) => of.reward(keyOf(name)))]);
     },
   };
 }

@@ -1,6 +1,6 @@
 // From where may somebody ask?
 
-import { isIP } from 'node:net';
+import { isIP, isIPv4 } from 'node:net';
 import type { RequestHandler, Response } from 'express';
 
 /** How this machine is spelled in a browser's address bar. */
@@ -20,14 +20,24 @@ export const boundedUrl: RequestHandler = (req, res, next) => {
  * Serve only pages of our own: any site that an operator's browser visits could otherwise read the dashboard (under a name of its own
  * that resolves to our address) or change it.
  *
+ * @param host where it listens: this machine has 127.0.0.2 and more of them
  * @param loopback it listens on this machine's own address: other names than its and PUBLIC_URL's are refused. On any other address,
  *   where everybody is asked who they are, also addresses (nobody can have one resolve to ours), and, without PUBLIC_URL, all names
  */
-export function fromOurPages({ loopback, publicUrl }: { loopback: boolean; publicUrl: string }): RequestHandler {
+export function fromOurPages({
+  host: own,
+  loopback,
+  publicUrl,
+}: {
+  host: string;
+  loopback: boolean;
+  publicUrl: string;
+}): RequestHandler {
   const ours = publicUrl === '' ? undefined : new URL(publicUrl);
+  const names = loopback && isIPv4(own) ? [...new Set([...LOOPBACK, own])] : LOOPBACK;
   return (req, res, next) => {
     const port = req.socket.localPort;
-    const hosts = LOOPBACK.flatMap((name) => (port === 80 ? [name, `${name}:80`] : [`${name}:${port}`]));
+    const hosts = names.flatMap((name) => (port === 80 ? [name, `${name}:80`] : [`${name}:${port}`]));
     const expected = [...hosts, ...(ours ? [ours.host] : [])];
     const host = req.headers.host?.toLowerCase();
     const open = !loopback && (ours === undefined || isAddress(host));

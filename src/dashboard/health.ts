@@ -9,6 +9,7 @@ import { type AlarmPolicy, type Wrong, wrongNow } from '../store/alarms.ts';
 import { reasonOf } from '../store/db.ts';
 import { pendingMigrations } from '../store/migrate.ts';
 import { whoAsks } from './access.ts';
+import { onceAtATime } from './once.ts';
 
 const LIMIT_MS = 2_000;
 
@@ -24,15 +25,14 @@ export function alive(version: string): Router {
 
 /**
  * `/readyz` asks Redis, PostgreSQL and the schedulers each time, and the ledger what is wrong for too long, all at once and for two
- * seconds at most: 200 when each is as it must be, else 503; in either case what was expected and what was found, which is told to
+ * seconds at most, and nothing twice at once: it is open to everybody, who could otherwise make it late. 200 when each is as it must be, else 503; in either case what was expected and what was found, which is told to
  * those alone who are known.
  */
 export function readiness(
   { config, pool, redis, queues, alarmPolicy }: Connections,
   { version, migrations }: { version: string; migrations: string },
 ): Router {
-  const router = Router();
-  router.get('/readyz', async (_req, res) => {
+  const look = onceAtATime(async () => {
     const [alarms, ...others] = await Promise.all([
       alarmChecks(pool, alarmPolicy),
       check('redis', 'an answer within 2 s', async () => {
@@ -56,7 +56,11 @@ export function readiness(
         check(`scheduler ${wish.id}`, 'live, off or paused', () => scheduler(pool, wish)),
       ),
     ]);
-    const checks = [...others, ...alarms];
+    return [...others, ...alarms];
+  });
+  const router = Router();
+  router.get('/readyz', async (_req, res) => {
+    const checks = await look();
     const ready = checks.every(({ ok }) => ok);
     const told = whoAsks(res) ? checks : checks.map(({ name, ok }) => ({ name, ok }));
     res.status(ready ? 200 : 503).json({ status: ready ? 'ok' : 'not ready', version, checks: told });

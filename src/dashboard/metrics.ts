@@ -9,6 +9,7 @@ import { probesSpent } from '../store/checks.ts';
 import { statusLines } from '../store/model-status.ts';
 import { hourFigures, ledgerStatus } from '../store/progress.ts';
 import { failedInADay } from '../store/stale.ts';
+import { onceAtATime } from './once.ts';
 
 /** Of each source; Prometheus itself gives up after ten seconds. */
 const LIMIT_MS = 2_000;
@@ -144,15 +145,4 @@ async function inWords(figures: readonly Figure[]): Promise<string> {
     }
   }
   return registry.metrics();
-}
-
-/** A scrape that comes while one is being answered is given the same. */
-function onceAtATime<Answer>(ask: () => Promise<Answer>): () => Promise<Answer> {
-  let asked: Promise<Answer> | undefined;
-  return () => {
-    asked ??= ask().finally(() => {
-      asked = undefined;
-    });
-    return asked;
-  };
 }

@@ -10,7 +10,10 @@ import { operatorOf } from './access.ts';
 import { record } from './account.ts';
 
 const request = z.strictObject({
-  models: z.array(z.string().max(700)).max(1_000).default([]),
+  models: z
+    .array(z.string().regex(/^\P{Cc}{0,700}$/u))
+    .max(1_000)
+    .default([]),
   probe: z.boolean().default(false),
 });
 

@@ -21,7 +21,7 @@ interface Entry<T> {
 
 /**
  * Remember what long looks found, by key: one look at a time for each key, none more often than each minute, nor than a tenth of the time
- * that it takes. Whoever asks gets what was found last.
+ * that it takes. Whoever asks gets what was found last. Of those that wait, only the keys that were asked for last are looked for.
  *
  * @param reasonOf what a failed look says to a person
  */
@@ -32,6 +32,7 @@ export function remembering<T>(reasonOf: (error: unknown) => string) {
   function look(key: string, ask: () => Promise<T>, entry: Entry<T>): Promise<void> {
     // One after the other, whoever asks for how many ranges: each reads much.
     const looking = last.then(async () => {
+      if (entries.get(key) !== entry) return; // others have taken its place: whoever still looks asks again
       const began = Date.now();
       try {
         entry.found = { value: await ask(), at: new Date(began) };

@@ -138,7 +138,7 @@ function dashboard(
     .set('trust proxy', policy.proxy.trusted)
     .use(headers)
     .use(boundedUrl)
-    .use(fromOurPages({ loopback: LOOPBACK.test(config.HOST), publicUrl: config.PUBLIC_URL }))
+    .use(fromOurPages({ host: config.HOST, loopback: LOOPBACK.test(config.HOST), publicUrl: config.PUBLIC_URL }))
     .use(assets(home))
     .use(alive(version))
     .use(...whoIsThere)
@@ -199,6 +199,13 @@ const headers: RequestHandler = (req, res, next) => {
   (/^\/queues(\/|$)/i.test(req.path) ? looser : strict)(req, res, next);
 };
 
+const HEADLINES: Record<number, string> = {
+  404: 'Not found',
+  409: 'Not as it is now',
+  413: 'Too large',
+  500: 'hourhand could not do this',
+};
+
 /** An error in words and without its stack. Ours are logged; those of whoever asked (4xx) are theirs to read. */
 function answers(log: Logger): (error: unknown) => Answer {
   return (error) => {
@@ -210,6 +217,6 @@ function answers(log: Logger): (error: unknown) => Answer {
       return { status: error.status, body: { error: 'Unavailable', message } };
     }
     if (status === 500) log.warn({ reason: message }, 'dashboard could not answer');
-    return { status, body: { error: status === 500 ? 'hourhand could not do this' : 'Bad request', message } };
+    return { status, body: { error: HEADLINES[status] ?? 'Bad request', message } };
   };
 }

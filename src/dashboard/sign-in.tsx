@@ -2,6 +2,7 @@
 
 import { compare } from 'bcryptjs';
 import { type Request, type Response, Router } from 'express';
+import pLimit from 'p-limit';
 import { renderToString } from 'preact-render-to-string';
 import type { Connections } from '../connections.ts';
 import { csrfToken, fieldOf, unavailable, whoAsks } from './access.ts';
@@ -9,6 +10,8 @@ import { addressOf, record } from './account.ts';
 import { attempts } from './attempts.ts';
 import { type Credential, isPerson, MAX_PASSWORD_BYTES } from './credentials.ts';
 import { SESSION_COOKIE, type Sessions } from './sessions.ts';
+
+const MOST_WAITING = 10;
 
 /** Nobody's: what an unknown name is compared with, so that its answer takes as long as a wrong password's. */
 const nobodys = (cost: string) => `$2b$${cost}$${'.'.repeat(53)}`;
@@ -26,6 +29,8 @@ export function signIn(
       .at(-1) ?? '10',
   );
   const limit = attempts(redis, config.REDIS_PREFIX);
+  // Each comparison keeps the process for a tenth of a second at a time: all at once, for as many tenths.
+  const oneByOne = pLimit(1);
   const router = Router();
 
   router.get('/sign-in', (req, res) => {
@@ -52,7 +57,8 @@ export function signIn(
       res.set('Retry-After', `${seconds}`);
       return again(429, `Too many attempts: try again in ${Math.ceil(seconds / 60)} minutes.`);
     }
-    const right = await compare(password, credential?.hash ?? dummy);
+    if (oneByOne.pendingCount >= MOST_WAITING) return again(503, 'Too many sign in at once: try again in a moment.');
+    const right = await oneByOne(() => compare(password, credential?.hash ?? dummy));
     // A name that is not known may be a password, typed into the wrong field.
     const who = credential?.name ?? 'an unknown name';
     if (!credential || !right) {

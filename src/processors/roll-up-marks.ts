@@ -39,7 +39,7 @@ export function rollUpMarksProcessor(deps: { pool: Pool; queues: Queues; policy:
       run = Math.max(run, result.run);
       await job.updateProgress(Math.round((100 * (i + 1)) / scopes.length));
     }
-    await recountHour(pool, hour, failed.length > 0 ? null : asOf);
+    await pool.$transaction((db) => recountHour(db, hour, failed.length > 0 ? null : asOf));
     if (policy.storeZeroRows) await storeZeroRows(pool, hour, policy.windowDays);
     await job.log(`${users - failed.length} of ${users} users rolled up again`);
     if (failed.length > 0) {

@@ -12,7 +12,7 @@ import {
   type Reason,
   requestHours,
 } from '../store/ledger.ts';
-import { markedHours, sweepMarks } from '../store/marks.ts';
+import { markedHours, sweepMarks, untoldHours } from '../store/marks.ts';
 import { allSchedules } from '../store/schedules.ts';
 import { reopenSettled } from '../store/seam.ts';
 import type { Hour } from '../time/hour.ts';
@@ -80,6 +80,21 @@ export async function enqueueLate(
   await enqueueMarks(queues, marked);
   await sweepMarks(pool, SWEEP);
   return { marked, settled };
+}
+
+/** Have the ledger told of the users whom a lost job rolled up again: a job of their hour finds no mark, and tells it. */
+export async function enqueueUntold({
+  pool,
+  queues,
+  policy,
+}: {
+  pool: Pool;
+  queues: Queues;
+  policy: HoursPolicy;
+}): Promise<Hour[]> {
+  const untold = await untoldHours(pool, policy.maxHoursPerTick);
+  await enqueueMarks(queues, untold);
+  return untold;
 }
 
 /** One job an hour; where one is under way already, it stands for this one. */

@@ -5,7 +5,7 @@ import type { ModelCallType } from '../generated/prisma/enums.ts';
 import type { ModelError } from '../store/model-errors.ts';
 import { readBaseUrl } from './base-url.ts';
 import { classify, complaintIn, spell } from './classify.ts';
-import { exchange, type Question, type Received, Refused } from './exchange.ts';
+import { exchange, loadClient, type Question, type Received, Refused } from './exchange.ts';
 import { holdsKey, redact } from './redact.ts';
 import { readRetryAfter } from './retry-after.ts';
 
@@ -185,6 +185,7 @@ async function attempt<T>(
   { timeoutMs, allowHttp, signal }: Omit<AskOptions, 'generate'>,
   work: (ask: Ask, send: Send) => Promise<T>,
 ): Promise<{ ok: true; value: T; latencyMs: number } | Failure> {
+  await loadClient(); // not the model's time
   signal?.throwIfAborted();
   const { key } = endpoint;
   const since = performance.now();

@@ -43,6 +43,9 @@ export class Refused extends Error {
   }
 }
 
+/** Tens of megabytes, and most workers never ask a model. To be awaited before a clock runs: the first time it takes a second. */
+export const loadClient = () => import('openai');
+
 /**
  * Make one request, and read the answer to its end: `signal` covers both. The client spells the request; it does not
  * repeat it, and what it reads from the environment (`OPENAI_CUSTOM_HEADERS`, an organization) is for another provider.
@@ -69,7 +72,7 @@ export async function exchange(
       throw error;
     }
   };
-  const { default: OpenAI } = await import('openai'); // tens of megabytes, and most workers never ask a model
+  const { default: OpenAI } = await loadClient();
   const client = new OpenAI({
     baseURL: baseUrl,
     apiKey: key,

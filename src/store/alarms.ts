@@ -65,13 +65,13 @@ function missedTick({ id, pattern, pausedAt, firesSince, lastAt }: Schedule, sec
   return [{ kind: 'tick-missed', subject: id, since, expected, found }];
 }
 
-/** Since when no hour of the live range has closed, if that is longer than so many minutes, and the roll-up is neither paused nor off. */
+/** Since when no hour of the live range has closed (by a clock that was set back since, one may have in time to come), if that is longer than so many minutes, and the roll-up is neither paused nor off. */
 async function lastClose(db: Db, minutes: number, now: Now): Promise<{ since: Date }[]> {
   return db.$queryRaw<{ since: Date }[]>`
     select since
       from "StatRange" r join "StatSchedule" s on s.id = 'model.call.stats' and s.pattern <> 'off' and s."pausedAt" is null,
            lateral (select greatest(coalesce(max(l."closedAt"), r.start + interval '1 hour'), s."firesSince") as since
-                      from "StatHour" l where l.hour >= r.start) as last
+                      from "StatHour" l where l.hour >= r.start and l."closedAt" <= ${instant(now)}) as last
      where r."end" is null and ${minutes}::int > 0 and since < ${instant(now)} - ${minutes}::int * interval '1 minute'`;
 }
 

@@ -2,6 +2,7 @@
 
 import { endOf, type Hour, hourOf, startOf } from '../time/hour.ts';
 import { type Db, instant, type Now, type Pool } from './db.ts';
+import { recountHour } from './ledger.ts';
 import { differences } from './stats.ts';
 
 /** A difference that was found, until an audit of the same hour finds none. */
@@ -52,6 +53,8 @@ export async function auditHour(pool: Pool, hour: Hour, now?: Now): Promise<Audi
     { isolationLevel: 'RepeatableRead' },
   );
   if (audit) await recordAudit(pool, hour, audit.result, now);
+  // Whoever rolled users up again may have died before the ledger was told.
+  if (audit) await pool.$transaction((db) => recountHour(db, hour, null));
   return audit?.result;
 }
 
@@ -77,13 +80,16 @@ export async function recordAudit(db: Db, hour: Hour, result: AuditResult | unde
      where hour = ${startOf(hour)}::timestamptz`;
 }
 
-/** What the audits found, the newest hours first; and since when every closed hour has been seen by one, null where some has not. */
-export async function auditStatus(db: Db, limit: number): Promise<{ since: Date | null; findings: AuditFinding[] }> {
-  const [{ since }] = await db.$queryRaw<[{ since: Date | null }]>`
-    select case when bool_and("auditedAt" is not null) then min("auditedAt") end as since
+/** What the audits found, the newest hours first; when the last was, and since when every closed hour has been seen by one, null where some has not. */
+export async function auditStatus(
+  db: Db,
+  limit: number,
+): Promise<{ since: Date | null; last: Date | null; findings: AuditFinding[] }> {
+  const [seen] = await db.$queryRaw<[{ since: Date | null; last: Date | null }]>`
+    select case when bool_and("auditedAt" is not null) then min("auditedAt") end as since, max("auditedAt") as last
       from "StatHour" where state = 'closed' and "sealedAt" is null`;
   const rows = await db.$queryRaw<(Omit<AuditFinding, 'hour'> & { hour: Date })[]>`
     select hour, "auditedAt" as at, "auditFound" as found, state = 'closed' and "closedAt" > "auditedAt" as repaired
       from "StatHour" where "auditFound" is not null order by hour desc limit ${limit}::int`;
-  return { since, findings: rows.map((row) => ({ ...row, hour: hourOf(row.hour) })) };
+  return { ...seen, findings: rows.map((row) => ({ ...row, hour: hourOf(row.hour) })) };
 }

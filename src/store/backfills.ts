@@ -75,15 +75,15 @@ export async function analyzeHours(db: Db): Promise<void> {
 
 /**
  * What has become of the hours of some backfills: `(id, hour, pending, error, "nextAttemptAt")`, an error where it failed. Pending: the run that
- * answers it has not ended. Failed: it has, and some users could not be stored, nor by any run since. Of one user's, both are told by the mark.
+ * answers it has not ended; what is closed is answered, though its row was deleted meanwhile and counts its runs from 1 again. Failed: it has, and some users could not be stored, nor by any run since. Of one user's, both are told by the mark.
  *
  * Of those that are over, the many hours that nothing is to be said of are not visited.
  *
  * @param which a condition on the backfill `b`
  */
 const standing = (which: Sql.Sql) => Sql.sql`
-  select h."backfillId" as id, hour, l.hour is null or l.run < h.wanted or (l.run = h.wanted and l.state = 'running') as pending,
-         l.error, l."nextAttemptAt"
+  select h."backfillId" as id, hour,
+         l.hour is null or (l.run < h.wanted and l.state <> 'closed') or (l.run = h.wanted and l.state = 'running') as pending, l.error, l."nextAttemptAt"
     from "BackfillHour" h left join "StatHour" l using (hour)
    where h."backfillId" = any(array(select id from "Backfill" b where ${which} and state <> 'finished'))
   union all

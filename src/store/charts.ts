@@ -7,8 +7,9 @@ import { type Db, Sql } from './db.ts';
 export const STEPS = ['hour', 'day', 'week', 'month'] as const;
 export type Step = (typeof STEPS)[number];
 
-/** All users' figures together; amounts and token counts as text, for no float can hold them. */
-export interface Bar {
+/** All users' figures together, of what of a step lies in the range; amounts and token counts as text, for no float can hold them. */
+export interface Bar extends Range {
+  /** Where the step begins, perhaps before the range. */
   readonly at: Date;
   readonly calls: bigint;
   readonly successCalls: bigint;
@@ -23,7 +24,8 @@ export interface Bar {
  */
 export async function barsOf(db: Db, { start, end }: Range, step: Step): Promise<Bar[]> {
   return db.$queryRaw<Bar[]>`
-    select b.at, coalesce(calls, 0)::bigint as calls, coalesce("successCalls", 0)::bigint as "successCalls",
+    select b.at, greatest(b.at, ${start}::timestamptz) as start,
+           least(b.at + ('1 ' || ${step}::text)::interval, ${end}::timestamptz) as "end", coalesce(calls, 0)::bigint as calls, coalesce("successCalls", 0)::bigint as "successCalls",
            coalesce("failedCalls", 0)::bigint as "failedCalls", coalesce("totalUsage", 0)::text as "totalUsage",
            coalesce("totalCredits", 0)::text as "totalCredits"
       from generate_series(date_trunc(${step}::text, ${start}::timestamptz, 'UTC'), ${end}::timestamptz - interval '1 hour',

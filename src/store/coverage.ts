@@ -3,12 +3,14 @@
 import { type Hour, hourOf } from '../time/hour.ts';
 import type { Range } from '../time/range.ts';
 import { type Db, instant, type Now, Sql } from './db.ts';
+import { isHeld } from './held.ts';
 
 /**
  * What an operator sees of an hour. `reopened`: published before, and to run again. `owed`: to be rolled up, and never published.
+ * `held`: either, but of a backfill that is paused.
  * `before`: in no covered range, and unknown to the ledger. `ahead`: not ended yet.
  */
-export const CELLS = ['closed', 'running', 'owed', 'reopened', 'partial', 'before', 'ahead'] as const;
+export const CELLS = ['closed', 'running', 'owed', 'reopened', 'held', 'partial', 'before', 'ahead'] as const;
 export type Cell = (typeof CELLS)[number];
 
 /** An hour in the calendar; amounts as text, for no float can hold them. */
@@ -28,6 +30,7 @@ const cells = ({ start, end }: Range, now: Now) => Sql.sql`
   select h.hour, users, calls, "totalCredits"::text as credits, error, "sealedAt" is not null as sealed,
          case when h.hour >= date_trunc('hour', ${instant(now)}, 'UTC') then 'ahead'
               when l.state in ('closed', 'partial', 'running') then l.state::text
+              when ${isHeld(Sql.sql`l."backfillId"`)} then 'held'
               when l.state = 'open' and l.revision > 0 then 'reopened'
               when l.state = 'open' or exists (select from "StatRange" r where r.start <= h.hour and coalesce(r."end", 'infinity') > h.hour) then 'owed'
               else 'before' end as cell
@@ -65,6 +68,8 @@ export interface HourRecord {
   readonly state: string;
   readonly run: number;
   readonly wanted: number;
+  /** Of a backfill that is paused, and not answered yet. */
+  readonly held: boolean;
   readonly reason: string;
   readonly requestedBy: string | null;
   readonly users: number | null;
@@ -88,7 +93,7 @@ export interface HourRecord {
 
 export async function recordOf(db: Db, { start }: Pick<Range, 'start'>): Promise<HourRecord | undefined> {
   const [row] = await db.$queryRaw<HourRecord[]>`
-    select state::text, run, wanted, reason::text, "requestedBy", users, calls, "successCalls", "failedCalls", "totalUsage"::text,
+    select state::text, run, wanted, state not in ('closed', 'running') and ${isHeld(Sql.sql`"backfillId"`)} as held, reason::text, "requestedBy", users, calls, "successCalls", "failedCalls", "totalUsage"::text,
            "totalCredits"::text, attempts, "nextAttemptAt", "startedAt", "closedAt", "sealedAt", revision, "asOf", "auditedAt",
            "auditFound", error, (select count(distinct m."userDid")::int from "StatMark" m where m.hour = l.hour) as marked
       from "StatHour" l where hour = ${start}::timestamptz`;

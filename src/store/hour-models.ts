@@ -1,12 +1,9 @@
 // What were an hour's calls of each model?
 
 import { type Hour, hourOf, ordinalOf, startOf } from '../time/hour.ts';
-import type { Db, Pool } from './db.ts';
-import { countOf } from './ledger.ts';
-import { calledIn } from './scope.ts';
-
-/** No bucket, so that whoever derives models waits for nobody who rolls up users. */
-const MODELS_LOCK = 64;
+import { type Db, type Pool, Sql } from './db.ts';
+import { countOf, counts } from './ledger.ts';
+import { calledIn, MODELS_LOCK } from './scope.ts';
 
 /** Derive the models of the closed hours that wait for it, the newest first, until there are none or the signal aborts. */
 export async function deriveWaiting(pool: Pool, signal: AbortSignal): Promise<void> {
@@ -24,13 +21,18 @@ const SOME = 100;
 async function underivedHours(db: Db, limit: number): Promise<Hour[]> {
   const rows = await db.$queryRaw<{ hour: Date }[]>`
     select hour from "StatHour"
-     where state = 'closed' and "sealedAt" is null and ("modelsAsOf" is distinct from "asOf" or "totalUsage" is null) order by hour desc limit ${limit}::int`;
+     where state = 'closed' and (("sealedAt" is null and "modelsAsOf" is distinct from "asOf") or "totalUsage" is null)
+       and ("sealedAt" is null or ${hasRows})
+     order by hour desc limit ${limit}::int`;
   return rows.map((row) => hourOf(row.hour));
 }
 
+/** A sealed hour whose statistics are forgotten keeps what the ledger says of it. */
+const hasRows = Sql.sql`exists (select from "ModelCallStat" s where s."timeType" = 'hour' and s."timestamp" = hour)`;
+
 /**
- * Derive the models of a closed hour from its calls, and what all its users come to where no run has written that down yet. Not part of
- * the roll-up, which would take longer for it: nothing is decided by them.
+ * Derive the models of a closed hour from its calls, and from its rows what all its users come to: an older version, beside this one or
+ * before it, closes hours without that. Not part of the roll-up, which would take longer for models: nothing is decided by them.
  */
 async function deriveModels(pool: Pool, hour: Hour): Promise<void> {
   await pool.$transaction(async (db) => {
@@ -40,15 +42,19 @@ async function deriveModels(pool: Pool, hour: Hour): Promise<void> {
   });
 }
 
+/** So many letters of a provider's or a model's name are kept: names are the callers', of any length, and an index's row is not. */
+const NAME = 200;
+
 /** The same, in a transaction that lets nobody else do it meanwhile. */
 export async function writeModels(db: Db, hour: Hour): Promise<void> {
   await db.$executeRaw`
     with closed as materialized (
       select hour, "asOf", users from "StatHour" where hour = ${startOf(hour)}::timestamptz and state = 'closed' and "sealedAt" is null
     ), fresh as materialized (
-      select hour, "providerId", model, type, count(*) as calls, count(*) filter (where status = 'success') as success,
-             count(*) filter (where status = 'failed') as failed, sum("totalUsage") as usage, sum(credits) as credits
-        from "ModelCall", closed where ${calledIn(hour)} group by hour, "providerId", model, type
+      select hour, left("providerId", ${NAME}::int) as "providerId", left(model, ${NAME}::int) as model, type, count(*) as calls,
+             count(*) filter (where status = 'success') as success, count(*) filter (where status = 'failed') as failed,
+             sum("totalUsage") as usage, sum(credits) as credits
+        from "ModelCall", closed where ${calledIn(hour)} group by 1, 2, 3, 4
     ), removed as (
       delete from "StatModel" s using closed
        where s.hour = closed.hour
@@ -63,6 +69,6 @@ export async function writeModels(db: Db, hour: Hour): Promise<void> {
     update "StatHour" l set "modelsAsOf" = closed."asOf"
       from closed where l.hour = closed.hour`;
   await db.$executeRaw`
-    update "StatHour" set (users, calls, "successCalls", "failedCalls", "totalUsage", "totalCredits") = (${countOf(hour)})
-     where hour = ${startOf(hour)}::timestamptz and state = 'closed' and "totalUsage" is null`;
+    update "StatHour" set (${counts}) = (${countOf(hour)})
+     where hour = ${startOf(hour)}::timestamptz and state = 'closed' and ("sealedAt" is null or ("totalUsage" is null and ${hasRows}))`;
 }

@@ -164,7 +164,7 @@ export interface Allotted {
 }
 
 /**
- * Allot the next run of an hour, in a transaction, if the hour is owed: ended, covered, not sealed, not closed or wanted
+ * Allot the next run of an hour, in a transaction, if the hour is owed: ended, covered or asked for, not sealed, not closed or wanted
  * again, and not of a backfill that is paused. The run's number is burnt with the transaction's commit, even if its holder dies on the next line. Two callers get two
  * runs, and the older one can close nothing any more.
  *
@@ -186,7 +186,8 @@ export async function allot(
       insert into "StatHour" as h (hour, state, run, reason, "startedAt", fence)
       select ${start}::timestamptz, 'running', 1, 'tick', ${instant(now)}, ${fenceAfter(Sql.sql`null::bigint`)}
        where ${endOf(hour)}::timestamptz <= ${instant(now)}
-         and ${isCovered(Sql.sql`${start}::timestamptz`)}
+         and (${isCovered(Sql.sql`${start}::timestamptz`)}
+              or exists (select from "StatHour" where hour = ${start}::timestamptz and wanted > run))
       on conflict (hour) do update
          set run = h.run + 1, state = 'running', "startedAt" = ${instant(now)}, "nextAttemptAt" = null,
              fence = ${fenceAfter(Sql.sql`h.fence`)}
@@ -276,12 +277,17 @@ export async function closeHour(
   return pool.$transaction(async (db): Promise<Closing> => {
     const start = startOf(hour);
     const [ledger] = await db.$queryRaw<
-      { run: number; wanted: number; state: string; users: number; calls: bigint }[]
+      { run: number; wanted: number; state: string; users: number; calls: bigint; unpublished: boolean }[]
     >`
-      select run, wanted, state::text, users, calls from "StatHour" where hour = ${start}::timestamptz for update`;
+      select run, wanted, state::text, users, calls, ${isUnpublished} as unpublished
+        from "StatHour" l where hour = ${start}::timestamptz for update`;
     if (ledger?.run !== run) return { outcome: 'superseded' };
     const { users, calls } = ledger;
-    if (ledger.state === 'closed') return { outcome: 'closed', already: true, users, calls };
+    if (ledger.state === 'closed') {
+      // By a child of it that somebody retried since.
+      if (ledger.unpublished) await recountHour(db, hour, null);
+      return { outcome: 'closed', already: true, users, calls };
+    }
     if (ledger.state === 'open') return { outcome: 'open' };
     // A mark that could not be stored made it partial before it ever ran: mended, it is owed as if nothing had been.
     if (run === 0) {
@@ -323,7 +329,7 @@ export async function endRun(
   const [counted] = await db.$queryRaw<[{ users: number; calls: bigint }]>`
     with ended as (
       update "StatHour" l set state = ${outcome}::"HourState", attempts = 0, "nextAttemptAt" = null, error = null, "partialSince" = null,
-             "closedAt" = ${instant(now)}, "asOf" = "startedAt", revision = ${nextRevision}, (${counts}) = (${count})
+             "closedAt" = ${instant(now)}, "asOf" = "startedAt", "modelsAsOf" = null, revision = ${nextRevision}, (${counts}) = (${count})
        where hour = ${start}::timestamptz
       returning hour, run, users, calls, state, error, "closedAt" as at
     ), noted as (
@@ -340,14 +346,16 @@ async function reopen(db: Db, hour: Hour): Promise<void> {
 }
 
 /**
- * Derive a closed hour's `users`, `calls` and revision anew, under its lock, after some of its users were rolled up again.
+ * Derive what the ledger says of a closed hour's figures anew, and its revision, after some of its users were rolled up again; in a
+ * transaction. Its row is locked by a statement of its own: whoever counts later counts what was written later.
  *
- * @param asOf every call that had been committed by then is in the figures now; null: some could not be stored
+ * @param asOf every call that had been committed by then is in the figures now; null: not known of all
  */
 export async function recountHour(db: Db, hour: Hour, asOf: Date | null): Promise<void> {
+  await db.$queryRaw`select 1 from "StatHour" where hour = ${startOf(hour)}::timestamptz for update`;
   await db.$executeRaw`
     update "StatHour" l set (${counts}) = (${countOf(hour)}), revision = ${nextRevision},
-           "asOf" = greatest("asOf", ${asOf}::timestamptz)
+           "asOf" = greatest("asOf", ${asOf}::timestamptz), "modelsAsOf" = case when not ${isUnpublished} then "modelsAsOf" end
      where hour = ${startOf(hour)}::timestamptz and state = 'closed' and "sealedAt" is null`;
 }
 
@@ -380,12 +388,14 @@ async function setPartial(db: Db, hour: Hour, error: string, { backOffMaxSeconds
   return { error, nextAttemptAt: row?.nextAttemptAt ?? new Date() };
 }
 
+/** Whether a figure of an hour `l` has changed since its last revision. (OFFSET 0: looked up, hour by hour, not hashed.) */
+export const isUnpublished = Sql.sql`exists (select from "StatChange" c where c.hour = l.hour and c.revision = l.revision + 1 offset 0)`;
+
 /** 1 with the first close; afterwards one more where a figure has changed since. Derived, so that whoever died before saying so is made up for. */
-const nextRevision = Sql.sql`case when revision = 0 then 1
-  else revision + exists (select from "StatChange" c where c.hour = l.hour and c.revision = l.revision + 1)::int end`;
+const nextRevision = Sql.sql`case when revision = 0 then 1 else revision + ${isUnpublished}::int end`;
 
 /** What the ledger says of an hour's figures, all users together. */
-const counts = Sql.sql`users, calls, "successCalls", "failedCalls", "totalUsage", "totalCredits"`;
+export const counts = Sql.sql`users, calls, "successCalls", "failedCalls", "totalUsage", "totalCredits"`;
 
 /** The same, from its rows. */
 export function countOf(hour: Hour): Sql.Sql {

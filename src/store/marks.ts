@@ -4,6 +4,7 @@ import { type Hour, hourOf, startOf } from '../time/hour.ts';
 import type { Range } from '../time/range.ts';
 import { type Db, instant, type Now, Sql } from './db.ts';
 import { isHeld } from './held.ts';
+import { isUnpublished } from './ledger.ts';
 import { isCovered } from './ranges.ts';
 import { bucket, calledWithin, callHour } from './scope.ts';
 
@@ -70,6 +71,17 @@ export async function markedHours(db: Db, limit: number, now?: Now): Promise<Hou
        and (l."nextAttemptAt" is null or l."nextAttemptAt" <= ${instant(now)}) and ${useful}
        and not ${isHeld(Sql.sql`m."backfillId"`)} and (l.state in ('closed', 'partial') or not ${covered})
      group by m.hour order by m.hour desc limit ${limit}::int`;
+  return rows.map((row) => hourOf(row.hour));
+}
+
+/**
+ * Closed hours whose users were rolled up again without the ledger being told, newest first: the job that did so is at work, or was lost with
+ * Redis. Each hour is looked up, 20 ms for 17,520 of them: nothing for every tick.
+ */
+export async function untoldHours(db: Db, limit: number): Promise<Hour[]> {
+  const rows = await db.$queryRaw<{ hour: Date }[]>`
+    select hour from "StatHour" l where state = 'closed' and "sealedAt" is null and ${isUnpublished}
+     order by hour desc limit ${limit}::int`;
   return rows.map((row) => hourOf(row.hour));
 }
 

@@ -3,6 +3,7 @@
 import { type Hour, hourOf } from '../time/hour.ts';
 import type { Range } from '../time/range.ts';
 import { type Db, instant, type Now, Sql } from './db.ts';
+import { isUnpublished, recountHour } from './ledger.ts';
 import { coverAsked, isCovered, lockRanges, uncover } from './ranges.ts';
 import { isAsked, type Only } from './survey.ts';
 
@@ -82,10 +83,16 @@ export async function giveBack(db: Db, id: number): Promise<number> {
   await db.$executeRaw`delete from "StatHour" l using "BackfillHour" h where l.hour = h.hour and ${isOurs(id)} and h.state is null`;
   await db.$executeRaw`
     update "StatHour" l
-       set (state, wanted, reason, "requestedBy", attempts, "nextAttemptAt", error, "backfillId") = ${unasked(Sql.sql`l`)}
+       set (state, wanted, reason, "requestedBy", attempts, "nextAttemptAt", error, "backfillId") = ${unasked(Sql.sql`l`)},
+           "partialSince" = case when ${stateBefore(Sql.sql`l`)} <> 'closed' then "partialSince" end
       from "BackfillHour" h where l.hour = h.hour and ${isOurs(id)}`;
+  await publish(db, id);
   const marks = await db.$queryRaw<{ hour: Date }[]>`
     with gone as (delete from "StatMark" where "backfillId" = ${id}::bigint returning hour) select distinct hour from gone`;
+  await forgetUnasked(
+    db,
+    marks.map(({ hour }) => hour),
+  );
   const hours = await db.$executeRaw`
     delete from "BackfillHour" h
      where "backfillId" = ${id}::bigint and not exists (select from "StatHour" l where l.hour = h.hour and l.run >= h.wanted)`;
@@ -102,13 +109,33 @@ const isOurs = (id: number) =>
  * left the hour open only because it was wanted again: without that it is closed.
  */
 const unasked = (known: Sql.Sql) => Sql.sql`row (
-  case when h.state is distinct from 'running' then h.state
-       when ${known}.state = 'open' and h."priorWanted" <= h."priorRun" then 'closed' else ${known}.state end,
-  h."priorWanted", h.reason, h."requestedBy",
+  ${stateBefore(known)}, h."priorWanted", h.reason, h."requestedBy",
   case when h.state = 'running' then ${known}.attempts else h.attempts end,
   case when h.state = 'running' then ${known}."nextAttemptAt" else h."nextAttemptAt" end,
   case when h.state = 'running' then ${known}.error else h.error end,
   h."priorBackfillId")`;
+
+function stateBefore(known: Sql.Sql): Sql.Sql {
+  return Sql.sql`
+    case when h.state is distinct from 'running' then h.state
+         when ${known}.state = 'open' and h."priorWanted" <= h."priorRun" then 'closed' else ${known}.state end`;
+}
+
+/** Hours that nobody rolls up are known to the ledger only for a mark that could not be stored: without one they are not. */
+async function forgetUnasked(db: Db, hours: readonly Date[]): Promise<void> {
+  await db.$executeRaw`
+    delete from "StatHour" l
+     where hour = any(${[...hours]}::timestamptz[]) and run = 0 and wanted = 0 and not ${isCovered(Sql.sql`l.hour`)}
+       and not exists (select from "StatMark" m where m.hour = l.hour and m.reason <> 'late')`;
+}
+
+/** While its hours were open, users of them may have been rolled up alone: nobody counts that anew but whoever closes them again. */
+async function publish(db: Db, id: number): Promise<void> {
+  const rows = await db.$queryRaw<{ hour: Date }[]>`
+    select hour from "StatHour" l join "BackfillHour" h using (hour)
+     where h."backfillId" = ${id}::bigint and l.state = 'closed' and l.run < h.wanted and ${isUnpublished}`;
+  for (const { hour } of rows) await recountHour(db, hourOf(hour), null);
+}
 
 /** Where a later backfill asked for an hour that was still waiting for this one, it began with what this one began with. */
 async function handDown(db: Db, id: number): Promise<void> {

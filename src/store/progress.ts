@@ -54,11 +54,12 @@ export interface LedgerStatus {
   /** Hours that would be owed, were their backfill not paused. */
   held: number;
   oldestOwed: Date | null;
+  partial: number;
   marks: number;
   unsettled: HourLine[];
 }
 
-/** The ledger in a few figures, with at most `limit` running and partial hours. */
+/** The ledger in a few figures, with at most `limit` partial and running hours. */
 export async function ledgerStatus(db: Db, limit: number, now?: Now): Promise<LedgerStatus> {
   const [row] = await db.$queryRaw<[Omit<LedgerStatus, 'unsettled'>]>`
     with ended as (
@@ -75,10 +76,11 @@ export async function ledgerStatus(db: Db, limit: number, now?: Now): Promise<Le
            end as watermark,
            (select count(*)::int from owed where not held) as owed, (select count(*)::int from owed where held) as held,
            (select min(hour) from owed where not held) as "oldestOwed",
+           (select count(*)::int from "StatHour" where state = 'partial') as partial,
            (select count(*)::int from "StatMark") as marks`;
   const unsettled = await db.$queryRaw<(Omit<HourLine, 'hour'> & { hour: Date })[]>`
     select hour, state::text, run, error, "nextAttemptAt" from "StatHour" where state in ('partial', 'running')
-     order by hour desc limit ${limit}::int`;
+     order by state = 'partial' desc, hour desc limit ${limit}::int`;
   return { ...row, unsettled: unsettled.map((line) => ({ ...line, hour: hourOf(line.hour) })) };
 }
 

@@ -25,10 +25,10 @@ export function noteRun(hour: Hour, job: string | undefined): Sql.Sql {
          = (excluded.reason, excluded."requestedBy", excluded.job, excluded."startedAt", null, null, null)`;
 }
 
-/** Note what the run of `ended` came to. */
+/** Note what the run of `ended` came to. One that had closed did so, whatever becomes of its hour without another run. */
 export const noteRunEnd = Sql.sql`
   update "StatRun" r set "endedAt" = ended.at, outcome = ended.state, error = ended.error
-    from ended where (r.hour, r.run) = (ended.hour, ended.run)`;
+    from ended where (r.hour, r.run) = (ended.hour, ended.run) and (r.outcome is null or r.outcome = 'partial')`;
 
 /** The newest runs of an hour, the newest first. */
 export async function runsOf(db: Db, hour: Hour, limit: number): Promise<Run[]> {

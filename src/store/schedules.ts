@@ -78,8 +78,8 @@ export async function markResumed(db: Db, id: string, by: string): Promise<boole
   return resumed > 0;
 }
 
-/** A tick is done, by Postgres' clock. */
+/** A tick is done, by Postgres' clock; it may have been set back since the last. */
 export async function markTicked(db: Db, id: string): Promise<void> {
   await db.$executeRaw`
-    update "StatSchedule" set "lastAt" = greatest("lastAt", clock_timestamp()) where id = ${id}::text`;
+    update "StatSchedule" set "lastAt" = clock_timestamp() where id = ${id}::text`;
 }

@@ -6,6 +6,8 @@ import { type Db, Sql } from './db.ts';
 
 /** Users are locked by bucket, `hashtext(userDid) & 63`. The value is Postgres' own business: it is never stored. */
 export const BUCKETS = 64;
+/** Beside them, so that whoever derives an hour's models waits for nobody who rolls up users. */
+export const MODELS_LOCK = BUCKETS;
 
 /** The buckets `lo` to `hi` of one hour, both included; or only the named users in them. */
 export interface Scope {

@@ -1,11 +1,12 @@
 // Which hours keep their figures, whatever becomes of their calls?
 
-import { endOf, type Hour, hourOf, startOf } from '../time/hour.ts';
+import { endOf, type Hour, hourOf, ordinalOf, startOf } from '../time/hour.ts';
 import type { Range } from '../time/range.ts';
 import { type AuditResult, recordAudit, recount } from './audit.ts';
 import { type Db, instant, type Now, type Pool, Sql } from './db.ts';
 import { writeModels } from './hour-models.ts';
-import { BUCKETS, lockScope } from './scope.ts';
+import { recountHour } from './ledger.ts';
+import { BUCKETS, lockScope, MODELS_LOCK } from './scope.ts';
 import { standingsOf } from './standing.ts';
 
 /**
@@ -39,12 +40,19 @@ export async function sealHour(
     const result = await recount(db, hour);
     if (!dryRun) await recordAudit(db, hour, result, now);
     if (result) return { outcome: 'differs', ...result };
-    if (!dryRun) await writeModels(db, hour); // while there are calls to derive them from
+    if (!dryRun) await writeLast(db, hour);
     if (!dryRun && !(await seal(db, hour, now))) {
       return (await obstacle(db, hour)) ?? { outcome: 'passed', why: 'changing' };
     }
     return { outcome: 'sealed' };
   });
+}
+
+/** Models, while there are calls to derive them from, and what the ledger says of the figures: nobody counts them after this. */
+async function writeLast(db: Db, hour: Hour): Promise<void> {
+  await db.$executeRaw`select pg_advisory_xact_lock(${ordinalOf(hour)}::int, ${MODELS_LOCK}::int)`;
+  await recountHour(db, hour, null);
+  await writeModels(db, hour);
 }
 
 async function seal(db: Db, hour: Hour, now: Now): Promise<boolean> {

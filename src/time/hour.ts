@@ -32,6 +32,6 @@ export function ordinalOf(hour: Hour): number {
 
 export function isHour(text: string): text is Hour {
   const start = new Date(`${text}:00:00Z`);
-  // There and back again: a date such as February 30th is read as one in March.
-  return /^\d{4}-\d\d-\d\dT\d\d$/.test(text) && !Number.isNaN(start.getTime()) && hourOf(start) === text;
+  // From 1970 on, as every instant; there and back again: a date such as February 30th is read as one in March.
+  return /^\d{4}-\d\d-\d\dT\d\d$/.test(text) && start.getTime() >= 0 && hourOf(start) === text;
 }

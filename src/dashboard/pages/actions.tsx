@@ -3,6 +3,7 @@
 import type { VNode } from 'preact';
 import type { ActionLine } from '../../store/actions.ts';
 import { Document, type Viewer } from './document.tsx';
+import { EVERY, Live } from './live.tsx';
 import { Table } from './now.tsx';
 import { instant } from './words.ts';
 
@@ -23,7 +24,17 @@ export function ActionsPage({ actions, viewer }: { actions: readonly ActionLine[
   );
 }
 
-export function ActionTable({ actions }: { actions: readonly ActionLine[] }): VNode {
+/** The newest of them. */
+export function ActionsPart({ actions }: { actions: readonly ActionLine[] }): VNode {
+  return (
+    <Live id="actions" path="/parts/actions" seconds={EVERY.calm} label="Who did what" shows={actions}>
+      <ActionTable actions={actions} />
+      <a href="/actions">All of it</a>
+    </Live>
+  );
+}
+
+function ActionTable({ actions }: { actions: readonly ActionLine[] }): VNode {
   if (actions.length === 0) return <p>Nobody has changed anything yet.</p>;
   return (
     <Table head={['When', 'Who', 'What', 'From where', 'Came to']} label="Who did what">

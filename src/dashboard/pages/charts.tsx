@@ -3,7 +3,8 @@
 import { scaleBand, scaleLinear } from 'd3-scale';
 import type { VNode } from 'preact';
 import type { Bar, Step, TopLine } from '../../store/charts.ts';
-import { hoursIn, type Range } from '../../time/range.ts';
+import { hourOf } from '../../time/hour.ts';
+import { hoursIn, type Range, spell } from '../../time/range.ts';
 import type { Remembered } from '../remembered.ts';
 import { query } from './coverage.tsx';
 import { EVERY, Live } from './live.tsx';
@@ -68,7 +69,10 @@ export function ChartsPart({ charts }: { charts: Charts }): VNode {
       label="Calls, tokens, credits"
       shows={charts}
     >
-      <p>From the statistics of the hours that were published, by {step}. The range is the calendar's.</p>
+      <p>
+        From the statistics of the hours that were published, by {step}. The range is the calendar's
+        {(step === 'week' || step === 'month') && `: of the first and the last ${step}, what lies in it`}.
+      </p>
       <ul class="links" aria-label="Other ranges">
         {PERIODS.map(({ label: name, days }) => (
           <li key={name}>
@@ -110,8 +114,11 @@ const PERIODS = [
   { label: '2 years', days: 730 },
 ] as const;
 
-const when = ({ at }: Bar, step: Step) =>
-  step === 'hour' ? at.toISOString().slice(0, 13) : at.toISOString().slice(0, 10);
+/** An hour or a day by its name; what is longer, or only part of a day, by where it begins and ends. */
+function when(bar: Bar, step: Step): string {
+  if (step === 'hour') return hourOf(bar.start);
+  return step === 'day' && hoursIn(bar) === 24 ? bar.start.toISOString().slice(0, 10) : spell(bar);
+}
 
 const [WIDTH, HEIGHT] = [600, 100];
 
@@ -122,7 +129,7 @@ function BarChart({ measure, bars, step }: { measure: Measure; bars: readonly Ba
     .domain(bars.map(({ at }) => at.getTime()))
     .range([0, WIDTH])
     .paddingInner(0.15);
-  const highest = most ?? Math.max(1e-8, ...bars.map((bar) => of(bar) ?? 0));
+  const highest = most ?? (Math.max(0, ...bars.map((bar) => of(bar) ?? 0)) || 1);
   const y = scaleLinear().domain([0, highest]).nice(2).range([HEIGHT, 0]);
   const [first, last] = [bars.at(0), bars.at(-1)];
   const fixed = (n: number) => Number(n.toFixed(2));

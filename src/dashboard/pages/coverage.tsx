@@ -24,6 +24,7 @@ const MEANINGS: Record<Cell, string> = {
   running: 'being rolled up',
   owed: 'to be rolled up',
   reopened: 'published, and to be rolled up again',
+  held: 'asked for by a paused backfill: waits until it is resumed',
   partial: 'some users could not be stored',
   before: 'not covered',
   ahead: 'not ended yet',
@@ -35,6 +36,7 @@ const GLYPHS: Record<Cell, string> = {
   running: '…',
   owed: '○',
   reopened: '↻',
+  held: '‖',
   partial: '!',
   before: '–',
   ahead: '',
@@ -102,6 +104,7 @@ function Hours({ hours }: { hours: readonly CoverageHour[] }): VNode {
   const days = [...new Set(hours.map(({ hour }) => hour.slice(0, 10)))].reverse();
   const byHour = new Map(hours.map((hour) => [hour.hour as string, hour]));
   const columns = Array.from({ length: 24 }, (_, i) => String(i).padStart(2, '0'));
+  const room = ERRORS / Math.max(1, hours.filter(({ error }) => error !== null).length);
   return (
     <table class="hours" aria-label="Hours by day; arrow keys move, Enter opens the hour">
       <thead>
@@ -120,7 +123,7 @@ function Hours({ hours }: { hours: readonly CoverageHour[] }): VNode {
             <th scope="row">{day.slice(5)}</th>
             {columns.map((column) => {
               const hour = byHour.get(`${day}T${column}`);
-              return <td key={column}>{hour && <HourCell hour={hour} />}</td>;
+              return <td key={column}>{hour && <HourCell hour={hour} room={room} />}</td>;
             })}
           </tr>
         ))}
@@ -129,10 +132,19 @@ function Hours({ hours }: { hours: readonly CoverageHour[] }): VNode {
   );
 }
 
-function HourCell({ hour }: { hour: CoverageHour }): VNode {
+/** So many characters for the errors of all cells together: where many hours have one, each is cut, or left out, and the hour's page has the whole. */
+const ERRORS = 12_000;
+const SHORTEST = 30;
+
+/** Most are closed, and go without a name of it: of a month of hours that is a good part of the page. */
+function HourCell({ hour, room }: { hour: CoverageHour; room: number }): VNode {
   if (hour.cell === 'ahead') return <span class="ahead" />;
   return (
-    <a class={hour.cell} href={pathOf(hour.hour)} aria-label={inWords(hour)}>
+    <a
+      class={hour.cell === 'closed' ? undefined : hour.cell}
+      href={pathOf(hour.hour)}
+      aria-label={inWords(hour, room)}
+    >
       {GLYPHS[hour.cell]}
     </a>
   );
@@ -141,16 +153,20 @@ function HourCell({ hour }: { hour: CoverageHour }): VNode {
 export const pathOf = (hour: Hour) => `/hours/${hour}`;
 
 /** All that is known of an hour at one look. */
-function inWords({ hour, cell, users, calls, credits, error, sealed, marked }: CoverageHour): string {
-  const figures =
-    users === null ? [] : [count(users, 'user'), `${whole(calls ?? 0n)} calls`, `${amount(credits ?? '0')} credits`];
-  const more = [sealed && 'sealed', marked && 'users marked', error].filter((part) => typeof part === 'string');
-  return [`${hour} ${cell}`, ...figures, ...more].join(', ').slice(0, 300);
+function inWords({ hour, cell, users, calls, credits, error, sealed, marked }: CoverageHour, room: number): string {
+  const figures = [
+    users !== null && count(users, 'user'),
+    calls !== null && `${whole(calls)} calls`,
+    credits !== null && `${amount(credits)} credits`,
+  ].filter((part) => part !== false);
+  const why = room < SHORTEST ? undefined : error?.slice(0, Math.min(250, room));
+  const more = [sealed && 'sealed', marked && 'users marked', why].filter((part) => typeof part === 'string');
+  return [`${hour} ${cell}`, ...figures, ...more].join(', ');
 }
 
 function Days({ days }: { days: readonly CoverageDay[] }): VNode {
   return (
-    <ol class="days" aria-label="Days">
+    <ol class="days" aria-label="Days; arrow keys move, Enter opens the day">
       {days.map(({ day, cells, calls, credits }) => {
         const date = day.toISOString().slice(0, 10);
         const next = new Date(day.getTime() + DAY_MS);
@@ -169,7 +185,7 @@ function Days({ days }: { days: readonly CoverageDay[] }): VNode {
 }
 
 /** What a day is shown as: whatever of its hours asks for most attention. */
-const WORST: readonly Cell[] = ['partial', 'reopened', 'owed', 'running', 'closed', 'before', 'ahead'];
+const WORST: readonly Cell[] = ['partial', 'reopened', 'owed', 'running', 'held', 'closed', 'before', 'ahead'];
 
 function worst(states: readonly Cell[]): Cell {
   return WORST.find((cell) => states.includes(cell)) ?? 'before';

@@ -59,7 +59,10 @@ export function Document({
         <main id="main" tabindex={-1}>
           {children}
         </main>
-        <p id="said" role="status" aria-live="polite" />
+        <div class="said">
+          <p id="away" role="alert" />
+          <p id="said" role="status" aria-live="polite" />
+        </div>
         <footer>All times are UTC. Figures are exact: whole numbers and decimals, from the call to the page.</footer>
       </body>
     </html>

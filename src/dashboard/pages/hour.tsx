@@ -15,7 +15,7 @@ export interface HourView {
   readonly record: HourRecord | undefined;
   readonly runs: readonly Run[];
   readonly shards: readonly ShardLine[];
-  /** Of the runs' jobs, those that the queue still has. */
+  /** Of the jobs of its runs and shards, those that the queues still have. */
   readonly jobs: readonly string[];
   readonly ended: boolean;
 }
@@ -59,7 +59,7 @@ export function HourPart({ view, viewer }: { view: HourView; viewer: Viewer }): 
       {shards.length > 0 && <Shards view={view} />}
       <h3>Runs</h3>
       {runs.length === 0 ? (
-        <p>None is on record: an hour without calls is closed without a run.</p>
+        <p>None is on record{record?.state === 'closed' && ': an hour without calls is closed without a run'}.</p>
       ) : (
         <Runs view={view} />
       )}
@@ -85,6 +85,7 @@ function Figures({ record }: { record: HourRecord }): VNode {
     ['Credits', record.totalCredits === null ? null : amount(record.totalCredits)],
     ['Run', `${record.run}${record.wanted > record.run ? `, and run ${record.wanted} is asked for` : ''}`],
     ['Asked for by', [record.reason, record.requestedBy].filter(Boolean).join(', ')],
+    ['Held', record.held ? 'its backfill is paused: it waits until that is resumed' : null],
     ['Begun', record.startedAt && instant(record.startedAt)],
     ['Closed', record.closedAt && instant(record.closedAt)],
     ['Every call is in it that was there at', record.asOf && instant(record.asOf)],
@@ -113,23 +114,31 @@ function Figures({ record }: { record: HourRecord }): VNode {
 
 const jobPath = (queue: string, job: string) => `/queues/queue/${queue}/${encodeURIComponent(job)}`;
 
-function Shards({ view: { hour, shards, record, runs } }: { view: HourView }): VNode {
+/** The job of a shard of the current run, where it is known who has allotted that. */
+export function childOf(
+  { hour, record, runs }: Pick<HourView, 'hour' | 'record' | 'runs'>,
+  { shard, lo, hi }: ShardLine,
+): string | undefined {
   const run = record?.run ?? 0;
   const parent = runs.find((one) => one.run === run)?.job;
+  return parent ? childId({ hour, run, shard, lo, hi }, parent) : undefined;
+}
+
+function Shards({ view }: { view: HourView }): VNode {
+  const { shards, record, jobs } = view;
+  const run = record?.run ?? 0;
   return (
     <>
       <h3>Shards of run {run}</h3>
       <Table head={['Shard', 'State', 'Why']} label={`Shards of run ${run}`}>
-        {shards.map(({ shard, lo, hi, userDid, state, error }) => {
+        {shards.map((line) => {
+          const { shard, lo, hi, userDid, state, error } = line;
           const name = userDid ?? `buckets ${lo}–${hi}`;
+          const job = childOf(view, line);
           return (
             <tr key={shard}>
               <th scope="row">
-                {parent ? (
-                  <a href={jobPath(rollUpUsers.queue, childId({ hour, run, shard, lo, hi }, parent))}>{name}</a>
-                ) : (
-                  name
-                )}
+                {job && jobs.includes(job) ? <a href={jobPath(rollUpUsers.queue, job)}>{name}</a> : name}
               </th>
               <td>{state}</td>
               <td>{error}</td>

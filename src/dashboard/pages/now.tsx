@@ -40,15 +40,14 @@ export function Machinery({ status, viewer }: { status: Status; viewer: Viewer }
 
 /** What is wrong, each with what to do; nothing at all is the best news of the page. */
 export function problemsOf(status: Status): string[] {
-  const { ledger, audit, schedulers, redis, workers, alarms, models } = status;
-  const partial = ledger.unsettled.filter(({ state }) => state === 'partial');
+  const { ledger, audit, schedulers, queues, redis, workers, alarms, models } = status;
   const found: (string | false | undefined)[] = [
     redis !== null && `${redis}. Nothing is rolled up until it answers; what is owed stays owed.`,
     ledger.watermark === null && 'No worker has ever started: start one with hourhand worker.',
     workers?.length === 0 && 'No worker is alive: start one with hourhand worker.',
     ...alarms.map(({ kind, subject, detail }) => `Alarm ${[kind, subject].filter(Boolean).join(' ')}: ${detail}`),
-    partial.length > 0 &&
-      `${count(partial.length, 'hour is', 'hours are')} partial: the hour's page names the users that cannot be stored, and why.`,
+    ledger.partial > 0 &&
+      `${count(ledger.partial, 'hour is', 'hours are')} partial: the hour's page names the users that cannot be stored, and why.`,
     audit.findings.some(({ repaired }) => !repaired) &&
       'An audit found figures that are not what the calls add up to; they are rolled up again by themselves.',
     ...schedulers
@@ -57,6 +56,15 @@ export function problemsOf(status: Status): string[] {
         ({ id, state }) =>
           `Scheduler ${id} is ${state}: a worker mends it within 30 seconds; hourhand schedule does so now.`,
       ),
+    ...schedulers
+      .filter(({ state }) => state === 'paused')
+      .map(
+        ({ id, pausedBy }) =>
+          `Scheduler ${id} is paused by ${pausedBy}: nothing is asked for by it until it is resumed.`,
+      ),
+    ...queues
+      .filter(({ paused }) => paused)
+      .map(({ queue }) => `Queue ${queue} is paused: its jobs wait until it is resumed, under Queues.`),
     models.some(({ status: health }) => health === 'down') &&
       `Down: ${models
         .filter(({ status: health }) => health === 'down')
@@ -115,9 +123,12 @@ function Facts({ status }: { status: Status }): VNode {
     ],
     [
       'Audit',
-      audit.since
-        ? `every closed hour recounted since ${instant(audit.since)}`
-        : 'not every closed hour recounted yet',
+      [
+        audit.last ? `the last at ${instant(audit.last)}` : 'none yet',
+        audit.since
+          ? `every closed hour recounted since ${instant(audit.since)}`
+          : 'not every closed hour recounted yet',
+      ].join('; '),
     ],
   ];
   return (
@@ -147,7 +158,7 @@ function Unsettled({ status: { ledger, audit, now } }: { status: Status }): VNod
   const lines = ledger.unsettled.map(({ hour, state, run, error, nextAttemptAt }) => ({
     hour,
     state: `${state}, run ${run}`,
-    why: [error, nextAttemptAt && `again in ${span(nextAttemptAt.getTime() - now.getTime())}`]
+    why: [error?.slice(0, 250), nextAttemptAt && `again in ${span(nextAttemptAt.getTime() - now.getTime())}`]
       .filter(Boolean)
       .join('; '),
   }));
@@ -232,7 +243,7 @@ function QueueTable({ status: { queues, redis } }: { status: Status }): VNode {
 }
 
 /** So many are shown; a gateway may know hundreds. Those that are not up come first. */
-const MODELS = 50;
+const MODELS = 30;
 const HEALTH = ['down', 'degraded', 'unknown', 'up'];
 
 function Models({ status: { models, spent, now } }: { status: Status }): VNode {

@@ -3,6 +3,7 @@
 import path from 'node:path';
 import { setTimeout as sleep } from 'node:timers/promises';
 import { fileURLToPath } from 'node:url';
+import type { Queue } from 'bullmq';
 import express, { type ErrorRequestHandler, type Request, type Response, Router } from 'express';
 import type { VNode } from 'preact';
 import { renderToString } from 'preact-render-to-string';
@@ -22,7 +23,7 @@ import { barsOf, type TopLine, topModels, topUsers } from '../../store/charts.ts
 import { recordOf, shardLines } from '../../store/coverage.ts';
 import { reasonOf } from '../../store/db.ts';
 import { startOfRunningHour } from '../../store/ledger.ts';
-import { type Run, runsOf } from '../../store/runs.ts';
+import { runsOf } from '../../store/runs.ts';
 import { type Only, surveyBackfill } from '../../store/survey.ts';
 import { endOf, HOUR_MS, type Hour, isHour, startOf } from '../../time/hour.ts';
 import { hoursIn, parseInstant, type Range, spell, wholeHours } from '../../time/range.ts';
@@ -31,12 +32,12 @@ import { addressOf, record } from '../account.ts';
 import type { Answer } from '../board.ts';
 import { remembering } from '../remembered.ts';
 import { statusOf } from '../status.ts';
-import { ACTIONS, ActionsPage, ActionTable } from './actions.tsx';
+import { ACTIONS, ActionsPage, ActionsPart } from './actions.tsx';
 import { BackfillPage, BackfillPart, BackfillsPart, type BackfillView, SurveyPage, type Wish } from './backfills.tsx';
 import { ChartsPart, stepOf } from './charts.tsx';
 import { Coverage, calendarOf } from './coverage.tsx';
 import { Document, type Viewer } from './document.tsx';
-import { HourPage, HourPart, type HourView } from './hour.tsx';
+import { childOf, HourPage, HourPart, type HourView } from './hour.tsx';
 import { answerPart } from './live.tsx';
 import { Machinery, Now } from './now.tsx';
 
@@ -45,7 +46,7 @@ const DAY_MS = 24 * HOUR_MS;
 const DAYS = 30;
 const MOST_DAYS = 1_100;
 const TOP = 10;
-const BACKFILLS = 20;
+const BACKFILLS = 10;
 
 /** What somebody asked for that cannot be: 400, in words. */
 class BadRequest extends Error {
@@ -87,6 +88,8 @@ export function pages(connections: Connections, { sample }: { sample: boolean })
     return listBackfills(pool, BACKFILLS);
   };
 
+  const newestActions = () => recentActions(pool, { limit: 10 });
+
   router.get('/', async (req, res) => {
     const viewer = viewerOf(req, res);
     const running = await startOfRunningHour(pool);
@@ -96,7 +99,7 @@ export function pages(connections: Connections, { sample }: { sample: boolean })
       calendarOf(pool, range),
       chartsOf(range),
       newestBackfills(),
-      recentActions(pool, { limit: 10 }),
+      newestActions(),
     ]);
     show(
       res,
@@ -112,11 +115,7 @@ export function pages(connections: Connections, { sample }: { sample: boolean })
         <BackfillsPart backfills={backfills} viewer={viewer} />
         <ChartsPart charts={charts} />
         <Machinery status={now} viewer={viewer} />
-        <section aria-labelledby="actions-title">
-          <h2 id="actions-title">Who did what</h2>
-          <ActionTable actions={actions} />
-          <a href="/actions">All of it</a>
-        </section>
+        <ActionsPart actions={actions} />
       </Document>,
     );
   });
@@ -145,7 +144,18 @@ export function pages(connections: Connections, { sample }: { sample: boolean })
       shardLines(pool, start, 200),
       startOfRunningHour(pool),
     ]);
-    return { hour, record, runs, shards, jobs: await jobsKept(connections, runs), ended: endOf(hour) <= now };
+    const children = shards.map((shard) => childOf({ hour, record, runs }, shard));
+    const { hours, users } = connections.queues;
+    const jobs = (
+      await Promise.all([
+        jobsKept(
+          hours,
+          runs.map(({ job }) => job),
+        ),
+        jobsKept(users, children),
+      ])
+    ).flat();
+    return { hour, record, runs, shards, jobs, ended: endOf(hour) <= now };
   };
   router.get('/hours/:hour', async (req, res) => {
     const view = await viewOf(hourOf(req));
@@ -245,6 +255,10 @@ export function pages(connections: Connections, { sample }: { sample: boolean })
     const actions = await recentActions(pool, { limit: ACTIONS, before: before ? Number(before) : undefined });
     show(res, <ActionsPage actions={actions} viewer={viewerOf(req, res)} />);
   });
+  router.get('/parts/actions', async (req, res) => {
+    const actions = await newestActions();
+    answerPart(req, res, actions, <ActionsPart actions={actions} />);
+  });
   return router.use(inWords);
 }
 
@@ -266,9 +280,16 @@ export function assets(home: string): Router {
   const router = Router();
   const options = { immutable: false, maxAge: '1h', index: false };
   router.get('/assets/htmx.js', (_req, res) => res.sendFile(htmx, options));
-  router.use('/assets', express.static(path.join(home, 'assets'), { ...options, fallthrough: false }));
+  const files = express.static(path.join(home, 'assets'), { ...options, fallthrough: false, redirect: false });
+  router.use('/assets', files, noSuchFile);
   return router;
 }
+
+/** In words of our own: those of the file system say where it stands. */
+const noSuchFile: ErrorRequestHandler = ({ status = 500 }, _req, res, next) => {
+  if (res.headersSent) return next();
+  res.status(status).json({ error: 'Not found', message: 'There is no such file.' });
+};
 
 /** What went wrong, as a page, where somebody who is known looks at one; false where a script asks, or nobody is known. */
 export function showProblem(req: Request, res: Response, { status, body }: Answer, sample: boolean): boolean {
@@ -278,7 +299,7 @@ export function showProblem(req: Request, res: Response, { status, body }: Answe
   res.status(status);
   show(
     res,
-    <Document title={body.error} viewer={{ operator, csrf: '', sample }}>
+    <Document title={body.error} viewer={{ operator, csrf: csrfToken(req, res), sample }}>
       <h1>{body.error}</h1>
       <p class="error">{body.message}</p>
     </Document>,
@@ -307,10 +328,10 @@ function shared<T>(ms: number, ask: () => Promise<T>): () => Promise<T> {
   };
 }
 
-/** Of the jobs of these runs, those that the queue still has; none where Redis does not say so at once. */
-async function jobsKept({ queues }: Connections, runs: readonly Run[]): Promise<string[]> {
-  const ids = runs.map(({ job }) => job).filter((job) => job !== null);
-  const asked = Promise.all(ids.map(async (id) => (await queues.hours.getJobState(id)) !== 'unknown'));
+/** Of these jobs, those that the queue still has; none where Redis does not say so at once. */
+async function jobsKept(queue: Queue, jobs: readonly (string | null | undefined)[]): Promise<string[]> {
+  const ids = jobs.filter((job) => typeof job === 'string');
+  const asked = Promise.all(ids.map(async (id) => (await queue.getJobState(id)) !== 'unknown'));
   const kept = await Promise.race([asked.catch(() => []), sleep(1_000, [], { ref: false })]);
   return ids.filter((_, i) => kept[i]);
 }
@@ -332,10 +353,13 @@ async function endedPart({ pool }: Connections, { start, end }: Range): Promise<
   return { start, end: end < running ? end : running };
 }
 
-/** A text of a query or a form; nothing where it is not said, or said twice. */
+const MOST_TEXT = 500;
+
+/** A text of a query or a form, nothing where it is not said. What is said twice, or cut short, would be another wish. */
 function textOf(from: object, name: string): string {
-  const value: unknown = Object(from)[name];
-  return typeof value === 'string' ? value.trim().slice(0, 500) : '';
+  const value: unknown = Object(from)[name] ?? '';
+  if (typeof value === 'string' && value.length <= MOST_TEXT && !value.includes('\0')) return value.trim();
+  throw new BadRequest(`${name}: expected at most ${MOST_TEXT} characters, once and none of them NUL, got another`);
 }
 
 function wishOf(from: object): Wish {
@@ -345,7 +369,9 @@ function wishOf(from: object): Wish {
 
 const instantsOf = ({ from, to }: Wish) => [parseInstant(from, 'down'), parseInstant(to, 'up')] as const;
 
-function onlyOf({ only }: Wish): Only {
+function onlyOf({ only, user }: Wish): Only {
+  if (user && only !== 'all')
+    throw new BadRequest(`expected one user alone, or only some of the hours, got ${user} and ${only}`);
   if (only === 'all' || only === 'missing' || only === 'partial') return only;
   throw new BadRequest(`only: expected all, missing or partial, got "${only}"`);
 }

@@ -1,6 +1,6 @@
 // How are figures and instants written for a person?
 
-const compact = new Intl.NumberFormat('en', { notation: 'compact', maximumFractionDigits: 1 });
+const compact = new Intl.NumberFormat('en', { notation: 'compact', maximumSignificantDigits: 2 });
 
 /** Whole numbers as they are, with thousands divided: `9,120`. */
 export function whole(value: bigint | number | string): string {
