@@ -27,7 +27,8 @@ export async function markUser(
      order by hour
     returning hour`;
   await db.$executeRaw`
-    update "StatHour" set "nextAttemptAt" = null where hour = any(${rows.map((row) => row.hour)}::timestamptz[])`;
+    update "StatHour" set "nextAttemptAt" = null
+     where hour = any(${rows.map((row) => row.hour)}::timestamptz[]) and "nextAttemptAt" is not null`; // few: others hold rows of many
   return rows.map((row) => hourOf(row.hour));
 }
 
