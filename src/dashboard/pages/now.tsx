@@ -103,12 +103,7 @@ function Facts({ status }: { status: Status }): VNode {
   const { ledger, audit, workers, stale, waiting, now } = status;
   const lag = ledger.watermark ? now.getTime() - ledger.watermark.getTime() : undefined;
   const facts: [string, string][] = [
-    [
-      'Watermark',
-      ledger.watermark
-        ? `${hourOf(ledger.watermark)}, ${span(lag ?? 0)} ago (an hour is never closer than its end)`
-        : 'none yet',
-    ],
+    ['Watermark', ledger.watermark ? `${hourOf(ledger.watermark)}, ${span(lag ?? 0)} ago` : 'none yet'],
     ['Owed', `${count(ledger.owed, 'hour')}${ledger.oldestOwed ? `, the oldest ${hourOf(ledger.oldestOwed)}` : ''}`],
     ['Held by paused backfills', count(ledger.held, 'hour')],
     ['Late data', `${count(ledger.marks, 'mark')} waiting`],
