@@ -8,7 +8,7 @@ import { depthsOf, STATES, workersOn } from '../queues/redis.ts';
 import { probesSpent } from '../store/checks.ts';
 import { statusLines } from '../store/model-status.ts';
 import { hourFigures, ledgerStatus } from '../store/progress.ts';
-import { failedInADay } from '../store/stale.ts';
+import { failedLately } from '../store/stale.ts';
 import { onceAtATime } from './once.ts';
 
 /** Of each source; Prometheus itself gives up after ten seconds. */
@@ -68,7 +68,11 @@ const sources: Record<string, (connections: Connections) => Promise<Figure[]>> =
         ...(durations ?? []).map((seconds, i) => [seconds, { percentile: PERCENTILES[i] ?? '' }] as const),
       ],
       ['hourhand_audit_differences', 'Hours found to differ from their calls, and not rolled up since.', [differing]],
-      ['hourhand_stale_calls_24h', 'Calls failed in the last 24 hours for hanging.', [await failedInADay(pool, '')]],
+      [
+        'hourhand_stale_calls_24h',
+        'Calls failed in the last 24 hours for hanging.',
+        [(await failedLately(pool)).calls],
+      ],
       ['hourhand_probes_1h', 'Probes of models in the last hour.', [lastHour]],
       [
         'hourhand_probe_credits_24h',

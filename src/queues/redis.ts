@@ -166,7 +166,7 @@ export async function takesTurn(redis: RedisConnection, prefix: string, name: st
 
 /** How many work on a queue; undefined where Redis does not say, for it does not tell every user. */
 export async function workersOn(queue: Queue): Promise<number | undefined> {
-  return queue.getWorkersCount().catch(() => undefined);
+  return (await versionsOn(queue))?.length;
 }
 
 /** The version of each process that works on a queue, by the name that its worker has; likewise. */

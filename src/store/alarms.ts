@@ -175,11 +175,6 @@ export async function openAlarms(db: Db): Promise<Alarm[]> {
   return db.$queryRaw<Alarm[]>`select ${columns} from "Alarm" where "endedAt" is null order by seq`;
 }
 
-/** The newest alarms, open or not. */
-export async function recentAlarms(db: Db, limit: number): Promise<Alarm[]> {
-  return db.$queryRaw<Alarm[]>`select ${columns} from "Alarm" order by seq desc limit ${limit}::int`;
-}
-
 /** Forget the alarms that ended more than so many days ago. */
 export async function forgetAlarms(db: Db, days: number, now?: Now): Promise<void> {
   await db.$executeRaw`delete from "Alarm" where "endedAt" < ${instant(now)} - ${days}::int * interval '1 day'`;

@@ -4,8 +4,7 @@ import type { Range } from '../time/range.ts';
 import { type Db, Sql } from './db.ts';
 
 /** What one bar of a chart stands for. */
-export const STEPS = ['hour', 'day', 'week', 'month'] as const;
-export type Step = (typeof STEPS)[number];
+export type Step = 'hour' | 'day' | 'week' | 'month';
 
 /** All users' figures together, of what of a step lies in the range; amounts and token counts as text, for no float can hold them. */
 export interface Bar extends Range {

@@ -4,6 +4,7 @@ import { type Hour, hourOf } from '../time/hour.ts';
 import type { Range } from '../time/range.ts';
 import { type Db, instant, type Now, Sql } from './db.ts';
 import { isHeld } from './held.ts';
+import { isCovered } from './ranges.ts';
 
 /**
  * What an operator sees of an hour. `reopened`: published before, and to run again. `owed`: to be rolled up, and never published.
@@ -32,7 +33,7 @@ const cells = ({ start, end }: Range, now: Now) => Sql.sql`
               when l.state in ('closed', 'partial', 'running') then l.state::text
               when ${isHeld(Sql.sql`l."backfillId"`)} then 'held'
               when l.state = 'open' and l.revision > 0 then 'reopened'
-              when l.state = 'open' or exists (select from "StatRange" r where r.start <= h.hour and coalesce(r."end", 'infinity') > h.hour) then 'owed'
+              when l.state = 'open' or ${isCovered(Sql.sql`h.hour`)} then 'owed'
               else 'before' end as cell
     from generate_series(${start}::timestamptz, ${end}::timestamptz - interval '1 hour', interval '1 hour') as h(hour)
          left join "StatHour" l on l.hour = h.hour`;

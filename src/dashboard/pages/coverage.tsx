@@ -17,7 +17,7 @@ import { amount, count, whole } from './words.ts';
 
 const DAY_MS = 24 * HOUR_MS;
 /** Above, a cell is a day. */
-export const MOST_DAYS_OF_HOURS = 31;
+const MOST_DAYS_OF_HOURS = 31;
 
 const MEANINGS: Record<Cell, string> = {
   closed: 'every call is counted',

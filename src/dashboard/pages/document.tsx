@@ -107,7 +107,6 @@ export function Act({
   label,
   about,
   confirm,
-  fields = {},
 }: {
   viewer: Viewer;
   action: string;
@@ -115,15 +114,11 @@ export function Act({
   /** What it is done to, for those who hear the page. */
   about?: string;
   confirm?: string;
-  fields?: Record<string, string>;
 }): VNode | null {
   if (!mayChange(viewer)) return null;
   return (
     <form class="act" method="post" action={action} data-confirm={confirm}>
       <Csrf csrf={viewer.csrf} />
-      {Object.entries(fields).map(([name, value]) => (
-        <input key={name} type="hidden" name={name} value={value} />
-      ))}
       <button type="submit" aria-label={about ? `${label} ${about}` : undefined}>
         {label}
       </button>

@@ -39,7 +39,7 @@ export function Machinery({ status, viewer }: { status: Status; viewer: Viewer }
 }
 
 /** What is wrong, each with what to do; nothing at all is the best news of the page. */
-export function problemsOf(status: Status): string[] {
+function problemsOf(status: Status): string[] {
   const { ledger, audit, schedulers, queues, redis, workers, alarms, models } = status;
   const found: (string | false | undefined)[] = [
     redis !== null && `${redis}. Nothing is rolled up until it answers; what is owed stays owed.`,
