@@ -54,7 +54,12 @@ export async function startOwnRedis(settings: readonly string[], port?: number):
     async () => said,
     () => said.includes('Ready to accept connections') || child.exitCode !== null,
   );
-  if (child.exitCode !== null) throw new Error(`Redis did not start: ${said}`);
+  if (child.exitCode !== null) {
+    await folder[Symbol.asyncDispose]();
+    // Free a moment ago; of a cluster's node the one that lies 10,000 above must be free too.
+    if (port === undefined && said.includes('Address already in use')) return startOwnRedis(settings);
+    throw new Error(`Redis did not start: ${said}`);
+  }
   return {
     port: own,
     async [Symbol.asyncDispose]() {
