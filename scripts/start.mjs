@@ -1,6 +1,7 @@
 // npm start: everything a newcomer needs, from a bare checkout to a running hourhand; Ctrl-C or SIGTERM ends it.
 // npm run servers (--servers-only): the private servers alone, for `npx hourhand …` and whoever else wants them.
 import path from 'node:path';
+import { checkGiven } from './given-servers.mjs';
 import { holderOf, tryLock } from './lock.mjs';
 import { runUntilStopped } from './processes.mjs';
 import { local, root, runningServers, startServers } from './servers.mjs';
@@ -46,8 +47,8 @@ async function start() {
   }
   try {
     return await withServers((servers) => {
-      // A sample goes into a database of ours only, never into one that somebody gave us.
-      const command = ['dist/cli.js', 'up', ...(needs.postgres ? ['--sample', SAMPLE] : [])];
+      // A sample is for whoever has just come: not where somebody gave us a server.
+      const command = ['dist/cli.js', 'up', ...(needs.postgres && needs.redis ? ['--sample', SAMPLE] : [])];
       const env = {
         ...process.env,
         DATABASE_URL: databaseUrl ?? servers.databaseUrl,
@@ -86,4 +87,6 @@ function sayWhere(servers) {
   console.log('  With their passwords: .local/servers.json, where npx hourhand finds them by itself.');
 }
 
-await exitAfter(process.argv.includes('--servers-only') ? serversOnly : start, stop);
+const work = process.argv.includes('--servers-only') ? serversOnly : start;
+// Before anything is installed: a wrong address is said in seconds.
+await exitAfter(() => checkGiven({ DATABASE_URL: databaseUrl, REDIS_URL: redisUrl }).then(work), stop);

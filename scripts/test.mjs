@@ -1,6 +1,7 @@
 // npm test: sets up, starts servers for tests alone, and runs vitest with the arguments given.
 import { existsSync, readdirSync } from 'node:fs';
 import path from 'node:path';
+import { checkGiven } from './given-servers.mjs';
 import { runUntilStopped } from './processes.mjs';
 import { localTest, root, startServers, stopServers } from './servers.mjs';
 import { checkNode, setUp } from './set-up.mjs';
@@ -15,6 +16,10 @@ const redisUrl = TEST_REDIS_URL || REDIS_URL || undefined;
 const needs = { postgres: !databaseUrl, redis: !redisUrl };
 
 async function test() {
+  await checkGiven({
+    [TEST_DATABASE_URL ? 'TEST_DATABASE_URL' : 'DATABASE_URL']: databaseUrl,
+    [TEST_REDIS_URL ? 'TEST_REDIS_URL' : 'REDIS_URL']: redisUrl,
+  });
   await setUp({ needsRedis: needs.redis, needsCounterparts: true });
   let servers;
   try {

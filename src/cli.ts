@@ -6,6 +6,7 @@ import { say } from './commands/say.ts';
 import { type Config, ConfigError, migrations, readConfig, version } from './config.ts';
 import type { Connections } from './connections.ts';
 import { ROLES } from './dashboard/credentials.ts';
+import type { Wants } from './queues/redis.ts';
 import type { Action } from './store/actions.ts';
 import type { Db } from './store/db.ts';
 import { checkKept, parseKept } from './time/kept.ts';
@@ -44,7 +45,9 @@ const schedule = program
   .command('schedule')
   .description('see to the schedulers, and print them with their last and next runs')
   .action(() =>
-    run((config) => withConnections(config, {}, async (c) => (await import('./commands/schedule.ts')).schedule(c))),
+    run((config) =>
+      withConnections(config, { wants: 'change' }, async (c) => (await import('./commands/schedule.ts')).schedule(c)),
+    ),
   );
 schedule
   .command('pause')
@@ -85,7 +88,11 @@ program
   .description('apply the migrations that are missing')
   .action(() =>
     run(async (config) => {
-      const { migrate } = await import('./store/migrate.ts');
+      const [{ checkPostgres }, { migrate }] = await Promise.all([
+        import('./connections.ts'),
+        import('./store/migrate.ts'),
+      ]);
+      await checkPostgres(config, { writes: true });
       const applied = await migrate(config.DATABASE_URL, migrations, (name) => say(`applied ${name}`));
       // Only now is there an account to write into.
       if (applied.length > 0)
@@ -390,13 +397,22 @@ function rangeOf(from: Date, to: Date): Range {
 
 /** Read the environment, do the work, and turn its result into the exit code. */
 async function run(work: (config: Config) => Promise<number>): Promise<void> {
-  process.exitCode = await work(readConfig());
+  const config = readConfig();
+  try {
+    process.exitCode = await work(config);
+  } catch (error) {
+    throw (await import('./connections.ts')).inWords(error, config);
+  }
 }
 
 /** @param changes what the command changes, where it does: that leaves a line in the account */
 async function withConnections(
   config: Config,
-  { changes = false, ...options }: { patient?: boolean; changes?: Change | false },
+  {
+    changes = false,
+    wants = changes ? 'change' : 'look',
+    patient,
+  }: { patient?: boolean; changes?: Change | false; wants?: Wants },
   work: (connections: Connections) => Promise<number>,
 ): Promise<number> {
   // What a server says that cannot be reached is in the error that ends the command.
@@ -405,7 +421,7 @@ async function withConnections(
     import('./connections.ts'),
   ]);
   const log = createLogger('error', process.stderr);
-  const connections = await openConnections(config, log, options);
+  const connections = await openConnections(config, log, { patient, wants });
   try {
     return changes ? await accounted(connections.pool, changes, () => work(connections)) : await work(connections);
   } finally {
@@ -417,10 +433,14 @@ type Change = Pick<Action, 'what' | 'subject' | 'detail'>;
 
 /** For what needs no Redis. */
 async function withAccount(config: Config, change: Change, work: () => Promise<number>): Promise<number> {
-  const [{ connect }, { connectClient }] = await Promise.all([import('./store/db.ts'), import('./store/client.ts')]);
-  await (await connectClient(config.DATABASE_URL, change.what)).end(); // or it says in words why not
+  const [{ checkPostgres, checkSchema }, { connect }] = await Promise.all([
+    import('./connections.ts'),
+    import('./store/db.ts'),
+  ]);
+  await checkPostgres(config, { writes: true });
   const pool = connect(config.DATABASE_URL, { connections: 1, onError: () => {} });
   try {
+    await checkSchema(pool);
     return await accounted(pool, change, work);
   } finally {
     await pool.$disconnect();

@@ -6,6 +6,7 @@ import { availableParallelism } from 'node:os';
 import path from 'node:path';
 import proxyAddr from 'proxy-addr';
 import { z } from 'zod';
+import { urlProblem } from '../scripts/given-servers.mjs';
 import { parseCredentials } from './dashboard/credentials.ts';
 import { ModelCallType } from './generated/prisma/enums.ts';
 import { inTheClear } from './providers/base-url.ts';
@@ -65,7 +66,10 @@ const kept = readBy((text) => (text === '' ? undefined : parseKept(text))).meta(
 const url = (...protocols: string[]) =>
   z
     .string()
-    .refine((text) => URL.canParse(text) && protocols.includes(new URL(text).protocol))
+    .superRefine((text, { addIssue }) => {
+      const message = urlProblem(text, protocols);
+      if (message) addIssue(message);
+    })
     .meta({
       expected: `a URL that begins with ${protocols.map((protocol) => `${protocol}//`).join(' or ')}`,
       secret: true,
