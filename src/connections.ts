@@ -125,7 +125,7 @@ export async function openConnections(
     hourPartialMinutes: config.ALARM_HOUR_PARTIAL_MINUTES,
   };
   const kept = { calls: config.RETAIN_CALLS, stats: config.RETAIN_STATS };
-  const queues = openQueues(redis, config.REDIS_PREFIX, traces?.of);
+  const queues = openQueues(redis, config.REDIS_PREFIX, { telemetryOf: traces?.of, wants });
   return {
     config,
     log,
@@ -198,13 +198,13 @@ async function checkRedis(redis: RedisConnection, config: Config, wants: Wants):
  */
 export function inWords(error: unknown, config: Config, from?: ServerKind): unknown {
   if (error instanceof Refusal) return error;
-  const said = reasonOf(error).replace(/^PostgreSQL: not ready: /, '');
+  const said = reasonOf(error).replace(/^((PostgreSQL|Redis|not ready): )+/, '');
   const state = stateOf(error);
   const ofPostgres = postgresRemedy(state);
   if (ofPostgres)
     return refusal('PostgreSQL', config, said.includes(`(${state})`) ? said : `${said} (${state})`, ofPostgres);
   const ofRedis = from !== 'PostgreSQL' && redisRemedy(said);
-  if (ofRedis) return refusal('Redis', config, said.split('. ')[0]?.replace(/\.$/, '') ?? said, ofRedis);
+  if (ofRedis) return refusal('Redis', config, said.replace(/([.,] .*|\.)$/, ''), ofRedis);
   return from ? refusal(from, config, said) : error;
 }
 

@@ -293,11 +293,24 @@ export interface Queues {
 /** What BullMQ tells of a queue's jobs, where they are traced. */
 export type TelemetryOf = (queue: string) => Telemetry;
 
-/** Every queue, on one connection that the caller keeps and closes. Parents and children never share one. */
-export function openQueues(connection: RedisConnection, prefix: string, telemetryOf?: TelemetryOf): Queues {
+/**
+ * Every queue, on one connection that the caller keeps and closes. Parents and children never share one. For whoever only looks nothing
+ * is written as they are opened: a replica would have them connect again and again.
+ */
+export function openQueues(
+  connection: RedisConnection,
+  prefix: string,
+  { telemetryOf, wants = 'change' }: { telemetryOf?: TelemetryOf; wants?: Wants } = {},
+): Queues {
   const open = (name: string) => {
-    const telemetry = telemetryOf?.(name);
-    const queue = new Queue(name, { connection, prefix, streams: { events: { maxLen: 1_000 } }, telemetry });
+    const queue = new Queue(name, {
+      connection,
+      prefix,
+      streams: { events: { maxLen: 1_000 } },
+      telemetry: telemetryOf?.(name),
+      skipMetasUpdate: wants === 'look',
+      skipVersionCheck: true, // `faultOf` has asked, once for all of them
+    });
     // The connection's owner reports its errors, once.
     queue.on('error', () => {});
     return queue;
