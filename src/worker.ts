@@ -61,6 +61,7 @@ export async function startWorker(
   const { config, log, pool, redis, queues, policy, stalePolicy, auditPolicy, kept, traces } = connections;
   const onError = quiet(log);
   const found = await maxmemoryPolicy(redis);
+  const withoutInfo = found.startsWith('unknown');
   if (found !== 'noeviction') {
     log.warn({ expected: 'noeviction', found }, 'Redis may throw jobs away: set its maxmemory-policy');
   }
@@ -68,7 +69,7 @@ export async function startWorker(
   const deploy = await deployOf(pool, version);
   // Opened once nothing can fail any more that would leave it open.
   const connection = workerConnection(redisAddress(config), onError('Redis'));
-  const work = queueWorkers({ config, log, connection, telemetryOf: traces?.of, metrics });
+  const work = queueWorkers({ config, log, connection, withoutInfo, telemetryOf: traces?.of, metrics });
   const deps = { pool, queues, policy };
   const keepAhead = partitionKeeper(connections);
   const ensure = async () => {
