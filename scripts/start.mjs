@@ -1,7 +1,7 @@
 // npm start: everything a newcomer needs, from a bare checkout to a running hourhand; Ctrl-C or SIGTERM ends it.
 // npm run servers (--servers-only): the private servers alone, for `npx hourhand …` and whoever else wants them.
 import path from 'node:path';
-import { checkGiven } from './given-servers.mjs';
+import { checkGiven } from '../src/given-servers.mjs';
 import { holderOf, tryLock } from './lock.mjs';
 import { runUntilStopped } from './processes.mjs';
 import { local, root, runningServers, startServers } from './servers.mjs';

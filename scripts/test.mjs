@@ -1,7 +1,7 @@
 // npm test: sets up, starts servers for tests alone, and runs vitest with the arguments given.
 import { existsSync, readdirSync } from 'node:fs';
 import path from 'node:path';
-import { checkGiven } from './given-servers.mjs';
+import { checkGiven } from '../src/given-servers.mjs';
 import { runUntilStopped } from './processes.mjs';
 import { localTest, root, startServers, stopServers } from './servers.mjs';
 import { checkNode, setUp } from './set-up.mjs';

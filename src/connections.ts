@@ -1,7 +1,7 @@
 // How are both servers reached, and what is said when one does not answer?
 
-import { addressOf, type ServerKind, unreachable } from '../scripts/given-servers.mjs';
 import { type Config, migrations, version } from './config.ts';
+import { addressOf, unreachable } from './given-servers.mjs';
 import type { Logger } from './logger.ts';
 import type { AuditPolicy } from './processors/audit-hours.ts';
 import type { CheckPolicy } from './processors/check-models.ts';
@@ -144,16 +144,17 @@ export async function openConnections(
 }
 
 const URLS = { PostgreSQL: 'DATABASE_URL', Redis: 'REDIS_URL' } as const;
+type Server = keyof typeof URLS;
 
 /** @throws {Refusal} where something else answers at the address, or nobody */
-async function answers(server: ServerKind, config: Config): Promise<void> {
+async function answers(server: Server, config: Config): Promise<void> {
   const given = config.given.has(URLS[server]) && !(server === 'PostgreSQL' && config.privateDatabase);
   const mend = given ? `mend ${URLS[server]}` : 'type npm start (or npm run servers)';
   const problem = await unreachable(server, config[URLS[server]], { ms: BOOT_MS, mend });
   if (problem) throw new Refusal(problem);
 }
 
-const refusal = (server: ServerKind, config: Config, ...said: string[]) =>
+const refusal = (server: Server, config: Config, ...said: string[]) =>
   new Refusal([`${server} at ${addressOf(server, config[URLS[server]]).shown}`, ...said].join(': '));
 
 /** @throws {Refusal} unless it answers, takes us, is new enough, and, for whoever writes, can be written */
@@ -196,7 +197,7 @@ async function checkRedis(redis: RedisConnection, config: Config, wants: Wants):
  *
  * @param from the server, where it is known whose error it is
  */
-export function inWords(error: unknown, config: Config, from?: ServerKind): unknown {
+export function inWords(error: unknown, config: Config, from?: Server): unknown {
   if (error instanceof Refusal) return error;
   const said = reasonOf(error).replace(/^((PostgreSQL|Redis|not ready): )+/, '');
   const state = stateOf(error);

@@ -399,7 +399,7 @@ describe.concurrent('a server that does not answer ends a command with 1, and on
     expect(await run(env, ['worker'])).toEqual({
       code: 1,
       stdout: '',
-      line: 'PostgreSQL: not ready: no answer within 10 s',
+      line: expect.stringMatching(/^PostgreSQL at \S+: expected PostgreSQL, found no answer within 10 s: /),
     });
   });
 
@@ -409,7 +409,9 @@ describe.concurrent('a server that does not answer ends a command with 1, and on
     expect(await run(env, ['status'])).toEqual({
       code: 1,
       stdout: '',
-      line: expect.stringMatching(/^Redis: not ready within 10 s: connect ECONNREFUSED 127\.0\.0\.1:1$/),
+      line: expect.stringMatching(
+        /^Redis at 127\.0\.0\.1:1: nobody listens there \(ECONNREFUSED\): start it, or mend REDIS_URL$/,
+      ),
     });
   });
 
@@ -612,7 +614,7 @@ describe('wrong usage ends with 2, and one line that says what was expected and 
     [
       'a URL that is none, and whose password is not shown',
       ['worker'],
-      'DATABASE_URL: expected a URL that begins with postgres:// or postgresql://, got (not shown)',
+      'DATABASE_URL: expected a URL that begins with postgres:// or postgresql://, got (not shown); in a password # is written %23, and / %2F',
       { DATABASE_URL: 'mysql://ada:pw-of-ada@127.0.0.1/calls' },
     ],
   ];

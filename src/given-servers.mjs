@@ -1,8 +1,8 @@
-// Does such a server answer at the address that somebody gave us? Node built-ins only: npm start asks before it installs
-// anything, and hourhand before it waits for a client that never hears what it wants.
+// Does such a server answer at the address that somebody gave us? Plain JavaScript, and Node built-ins only: npm start asks before it
+// installs and builds anything, and hourhand before it waits for a client that never hears what it wants.
 import net from 'node:net';
+import { setTimeout as sleep } from 'node:timers/promises';
 import tls from 'node:tls';
-import { sleep } from './processes.mjs';
 
 /** What each is asked, and how it answers whoever has not signed in. Nothing is changed by it. */
 const SPEECHES = {
