@@ -436,7 +436,7 @@ describe.concurrent('a server that does not answer ends a command with 1, and on
     expect(await run({ ...nowhere, REDIS_URL: REDIS_URL() }, args)).toEqual({
       code: 1,
       stdout: '',
-      line: expect.stringMatching(/^PostgreSQL: .*127\.0\.0\.1:1/),
+      line: expect.stringMatching(/^PostgreSQL at 127\.0\.0\.1:1: nobody listens there/),
     });
   });
 
@@ -446,7 +446,7 @@ describe.concurrent('a server that does not answer ends a command with 1, and on
     expect(await run({ ...nowhere, REDIS_URL: REDIS_URL(), DATABASE_URL: url.href }, ['status'])).toEqual({
       code: 1,
       stdout: '',
-      line: expect.stringMatching(/^PostgreSQL: .*no_such_database/),
+      line: expect.stringMatching(/^PostgreSQL at \S+: .*no_such_database/),
     });
   });
 });
