@@ -716,6 +716,7 @@ async function typed(lines: { args: string[]; env: Record<string, string> }[]): 
       process[name].write = (text) => Boolean((said[name] += text));
       process[name].setMaxListeners(0);
     }
+    process.exit = () => {}; // which each of them asks for half a second after its end, when others are still to come
     process.once('message', async (lines) => {
       const answers = [];
       const env = { ...process.env };
