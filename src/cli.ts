@@ -465,11 +465,11 @@ setTimeout(() => process.exit(), 500).unref();
 /**
  * The words as commander takes them: `help x` is `x --help`, and nothing at all, where there is nothing to do, asks for help.
  * A command or an option that there is none of is told here, for commander passes over a wrong word before `--help` and
- * miscounts one after a command that also stands alone, and asks for what is missing first.
+ * miscounts one after a command that also stands alone, and asks first for what is missing, one thing at a time.
  */
 function asked(command: Command, words: string[]): string[] {
   const [word, ...rest] = words;
-  if (command.commands.length > 0 && word === 'help') return [...asked(command, rest), '--help'];
+  if (command.commands.length > 0 && word === 'help') return asked(command, [...rest, '--help']);
   const named = command.commands.find((one) => one.name() === word);
   if (named) return [named.name(), ...asked(named, rest)];
   if (command.commands.length > 0 && word !== undefined && !word.startsWith('-')) {
@@ -478,18 +478,39 @@ function asked(command: Command, words: string[]): string[] {
   }
   if (word === undefined && [program, models].includes(command)) return ['--help'];
 
-  const { unknown } = command.parseOptions(words);
-  if (unknown.includes('--help') || unknown.includes('-h')) return words;
+  const { operands, unknown } = command.parseOptions(words);
+  if (unknown.some((one) => ['-h', '--help', '-V', '--version'].includes(one))) return words;
+  checkOptions(
+    command,
+    unknown.filter((one) => /^-./.test(one)),
+  );
+  checkNothingLacks(command, operands.length + unknown.filter((one) => !/^-./.test(one)).length);
+  return words;
+}
+
+function checkOptions(command: Command, unknown: string[]): void {
   const options = [...command.options, ...(command.parent?.options ?? [])].filter(({ hidden }) => !hidden);
   const wrong = unknown
-    .filter((one) => /^-./.test(one))
     .map((one) => one.replace(/=.*/s, ''))
     .find((one) => !options.some(({ short, long }) => one === short || one === long));
-  if (wrong) {
-    const names = [...options.map(({ long, flags }) => long ?? flags), '--help'];
-    command.error(`error: unknown option '${wrong}'${nearest(wrong, names)}`);
-  }
-  return words;
+  if (wrong === undefined) return;
+  const names = [...options.map(({ long, flags }) => long ?? flags), '--help'];
+  command.error(`error: unknown option '${wrong}'${nearest(wrong, names)}`);
+}
+
+function checkNothingLacks(command: Command, given: number): void {
+  const lacking = [
+    ...command.registeredArguments
+      .slice(given)
+      .filter(({ required }) => required)
+      .map(argumentTerm),
+    ...command.options
+      .filter((option) => option.mandatory && command.getOptionValue(option.attributeName()) === undefined)
+      .map(({ flags }) => flags),
+  ];
+  if (lacking.length === 0) return;
+  const name = command.parent === program ? command.name() : `${command.parent?.name()} ${command.name()}`;
+  command.error(`error: expected ${lacking.join(' and ')}, got nothing: hourhand help ${name} says more`);
 }
 
 /** The one that was meant, if one is near. */
