@@ -2,8 +2,8 @@
 
 import { hostname, userInfo } from 'node:os';
 import { Argument, Command, CommanderError, Help, InvalidArgumentError, Option } from 'commander';
-import { closestMatch } from 'leven';
 import { say } from './commands/say.ts';
+import { argumentTerm, asked, oneOf } from './commands/usage.ts';
 import { type Config, ConfigError, migrations, readConfig, version } from './config.ts';
 import type { Connections } from './connections.ts';
 import { ROLES } from './dashboard/credentials.ts';
@@ -455,70 +455,12 @@ try {
   const words = process.argv.slice(2);
   // What the scripts of `hourhand completion` ask, at each press of the tab key.
   if (words[0] === 'complete') (await import('./commands/completion.ts')).complete(program, words.slice(2));
-  else await program.parseAsync(asked(program, words), { from: 'user' });
+  else await program.parseAsync(asked(program, words, [program, models]), { from: 'user' });
 } catch (error) {
   process.exitCode = await exitCodeOf(error);
 }
 // What a library may have left open (a socket to a server that does not answer) must not keep a command.
 setTimeout(() => process.exit(), 500).unref();
-
-/**
- * The words as commander takes them: `help x` is `x --help`, and nothing at all, where there is nothing to do, asks for help.
- * A command or an option that there is none of is told here, for commander passes over a wrong word before `--help` and
- * miscounts one after a command that also stands alone, and asks first for what is missing, one thing at a time.
- */
-function asked(command: Command, words: string[]): string[] {
-  const [word, ...rest] = words;
-  if (command.commands.length > 0 && word === 'help') return asked(command, [...rest, '--help']);
-  const named = command.commands.find((one) => one.name() === word);
-  if (named) return [named.name(), ...asked(named, rest)];
-  if (command.commands.length > 0 && word !== undefined && !word.startsWith('-')) {
-    const names = [...command.commands.map((one) => one.name()), 'help'];
-    command.error(`error: unknown command '${word}'${nearest(word, names)}`);
-  }
-  if (word === undefined && [program, models].includes(command)) return ['--help'];
-
-  const { operands, unknown } = command.parseOptions(words);
-  if (unknown.some((one) => ['-h', '--help', '-V', '--version'].includes(one))) return words;
-  checkOptions(
-    command,
-    unknown.filter((one) => /^-./.test(one)),
-  );
-  checkNothingLacks(command, operands.length + unknown.filter((one) => !/^-./.test(one)).length);
-  return words;
-}
-
-function checkOptions(command: Command, unknown: string[]): void {
-  const options = [...command.options, ...(command.parent?.options ?? [])].filter(({ hidden }) => !hidden);
-  const wrong = unknown
-    .map((one) => one.replace(/=.*/s, ''))
-    .find((one) => !options.some(({ short, long }) => one === short || one === long));
-  if (wrong === undefined) return;
-  const names = [...options.map(({ long, flags }) => long ?? flags), '--help'];
-  command.error(`error: unknown option '${wrong}'${nearest(wrong, names)}`);
-}
-
-function checkNothingLacks(command: Command, given: number): void {
-  const lacking = [
-    ...command.registeredArguments
-      .slice(given)
-      .filter(({ required }) => required)
-      .map(argumentTerm),
-    ...command.options
-      .filter((option) => option.mandatory && command.getOptionValue(option.attributeName()) === undefined)
-      .map(({ flags }) => flags),
-  ];
-  if (lacking.length === 0) return;
-  const name = command.parent === program ? command.name() : `${command.parent?.name()} ${command.name()}`;
-  command.error(`error: expected ${lacking.join(' and ')}, got nothing: hourhand help ${name} says more`);
-}
-
-/** The one that was meant, if one is near. */
-function nearest(found: string, known: readonly string[], otherwise = `: expected ${known.join(', ')}`): string {
-  const maxDistance = Math.min(3, Math.ceil(found.replace(/^-+/, '').length * 0.4));
-  const near = known.find((one) => one.startsWith(found)) ?? closestMatch(found, known, { maxDistance });
-  return near ? ` (Did you mean ${near}?)` : otherwise;
-}
 
 /** What help says below a command's options; `one`: where it ends with exit code 1 though it did what it does. */
 function more({ examples = [], one, reads }: { examples?: string[]; one?: string; reads?: string }): string {
@@ -529,26 +471,12 @@ function more({ examples = [], one, reads }: { examples?: string[]; one?: string
   ].join('\n');
 }
 
-function argumentTerm(argument: Argument): string {
-  const name = argument.variadic ? `${argument.name()}...` : argument.name();
-  return argument.required ? `<${name}>` : `[${name}]`;
-}
-
 function withRange(command: Command): Command {
   return command
     .requiredOption('--from <T>', 'start: ISO-8601 (UTC where it names no zone) or Unix seconds', (text) =>
       read((text) => parseInstant(text, 'down'), text),
     )
     .requiredOption('--to <T>', 'end, not included', (text) => read((text) => parseInstant(text, 'up'), text));
-}
-
-/** One of the choices, which help names and the tab key completes; a wrong one is told with what is near. */
-function oneOf<Given extends Option | Argument>(given: Given, choices: readonly string[]): Given {
-  given.choices(choices).argParser((text) => {
-    if (choices.includes(text)) return text;
-    throw new InvalidArgumentError(`expected ${choices.join(', ')}, got "${text}"${nearest(text, choices, '')}`);
-  });
-  return given;
 }
 
 /** What commander says is the option, and what the function throws. */
