@@ -1,4 +1,5 @@
 // What the tests use of servers.mjs.
+export const root: string;
 export const localTest: string;
 export const redisBinaries: string;
 export function startServers(options: {
