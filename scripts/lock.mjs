@@ -1,6 +1,6 @@
 // Who is at it? A lock is a file that names its process; it counts only as long as that process lives, so that a killed
 // one leaves nothing to clean up by hand. (Node cannot lock a file through the kernel.)
-import { mkdirSync, readFileSync, rmdirSync, rmSync, statSync, writeFileSync } from 'node:fs';
+import { mkdirSync, readFileSync, renameSync, rmdirSync, rmSync, statSync, writeFileSync } from 'node:fs';
 import path from 'node:path';
 import { identify, lives, sleep } from './processes.mjs';
 
@@ -28,11 +28,18 @@ export function tryLock(file, about = {}) {
       writeFileSync(file, JSON.stringify({ ...identify(process.pid), ...about }), { flag: 'wx' });
       return () => rmSync(file, { force: true });
     } catch (error) {
+      if (error.code === 'ENOSPC') rmSync(file, { force: true }); // made, and empty
       if (error.code !== 'EEXIST') throw error;
       if (!removeIfStale(file)) return undefined;
     }
   }
   return undefined;
+}
+
+/** Says more about the process that holds the lock, this one. */
+export function noteInLock(file, about) {
+  writeFileSync(`${file}.new`, JSON.stringify({ ...identify(process.pid), ...about }));
+  renameSync(`${file}.new`, file); // whole or not at all, for whoever reads it meanwhile
 }
 
 /** Takes the lock, waiting for whoever has it; `onWait` hears once whom we wait for, `giveUp` says when not to. */

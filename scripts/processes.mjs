@@ -94,14 +94,15 @@ export function run([command, ...args], { input, ...options } = {}) {
  * Resolves to its exit code, or to 0 if it was stopped. Whatever it started and left behind is ended with it.
  *
  * It gets a session of its own, so that on Ctrl-C it hears of it once, from us; and a channel to us, whose closing
- * (`process.on('disconnect')`) tells it that we were killed.
+ * (`process.on('disconnect')`) tells it that we were killed. `onMessage` hears what it sends there.
  */
-export async function runUntilStopped(command, args, { cwd, env, stop, patience }) {
+export async function runUntilStopped(command, args, { cwd, env, stop, patience, onMessage }) {
   const child = spawn(command, args, { cwd, env, stdio: ['ignore', 'inherit', 'inherit', 'ipc'], detached: true });
   const ended = new Promise((resolve) => {
     child.on('error', (error) => resolve(console.error(error.message) ?? 127));
     child.on('exit', (code, name) => resolve(code ?? 128 + constants.signals[name]));
   });
+  if (onMessage) child.on('message', onMessage);
   try {
     const code = await Promise.race([ended, stop.requested]);
     if (code !== undefined) return code;

@@ -83,6 +83,7 @@ export async function runUp(config: Config, sample?: string): Promise<number> {
     const { watermark, owed } = await ledgerStatus(connections.pool, 0);
     if (watermark) say(`everything before ${hourOf(watermark)} is closed; ${owed} hours are owed`);
     say(`dashboard: ${dashboard.url}   (Ctrl-C stops)`);
+    process.send?.({ dashboard: dashboard.url }); // npm start tells it to whoever types npm start again
     return [worker, { stop: dashboard.close }, startWatch(connections)];
   });
 }
