@@ -16,6 +16,7 @@ import {
   symlinkSync,
   writeFileSync,
 } from 'node:fs';
+import { userInfo } from 'node:os';
 import path from 'node:path';
 import { fileURLToPath } from 'node:url';
 import { lock } from './lock.mjs';
@@ -120,6 +121,12 @@ async function findTools(home) {
     }
     said = lastLines(output, 1);
   }
+  if (isUnknown()) {
+    throw new Error(
+      `PostgreSQL wants to know the name of user ${process.getuid()}, who has no entry in /etc/passwd (${said}): ` +
+        `make one, or ${OWN_SERVER}`,
+    );
+  }
   if (process.getuid?.() !== 0) throw new Error(`PostgreSQL does not run here (${said}): ${OWN_SERVER}`);
   throw new Error(
     `PostgreSQL refuses to run as root, and nobody else may enter this checkout (${said}): work as an ordinary user, ` +
@@ -133,6 +140,8 @@ async function findTools(home) {
  * to read and write. `no_setuid_fixup` makes access(2), by which PostgreSQL looks for its own files, respect that power.
  */
 function whoMayRunIt(home) {
+  // Whom passwd does not know, as in containers, is nobody to it, where the kernel lets everybody have a namespace.
+  if (isUnknown()) return [{ prefix: ['unshare', '--map-user=65534', '--map-group=65534', '--'], ids: {} }];
   if (process.getuid?.() !== 0) return [{ prefix: [], ids: {} }];
   // Data that are there already keep their owner, to whom PostgreSQL insists they belong: a user who is not root today.
   const { uid, gid } = statSync(dataOf(home), { throwIfNoEntry: false }) ?? {};
@@ -147,6 +156,14 @@ function whoMayRunIt(home) {
     { owner, ids: {}, prefix: keeping('dac_read_search') },
     { owner, ids: {}, prefix: keeping('dac_override') },
   ];
+}
+
+function isUnknown() {
+  try {
+    return !userInfo();
+  } catch {
+    return true;
+  }
 }
 
 /**

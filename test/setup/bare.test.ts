@@ -15,7 +15,7 @@ import {
   which,
 } from './support/machine.ts';
 
-const folder = temporaryFolder('bare');
+const folder = temporaryFolder();
 const checkout = path.join(folder.dir, 'hourhand');
 const stranger = 30_000 + (process.pid % 30_000);
 let place: Place;

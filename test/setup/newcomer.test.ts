@@ -18,7 +18,7 @@ import {
   which,
 } from './support/machine.ts';
 
-const folder = temporaryFolder();
+const folder = temporaryFolder({ heavy: true });
 const home = path.join(folder.dir, "Zoë's Büro & co");
 const checkout = path.join(home, 'hourhand 時');
 const temporary = path.join(folder.dir, 'tmp');
@@ -71,7 +71,7 @@ it('while the first npm start sets up, a second says so, and which it is', async
 
 it(`under a home that nobody else may enter, in a path of blanks, quotes and letters of all kinds, with ${readOnly}, a valkey-server, and neither apt-get, git, unzip, a compiler nor ps, npm start serves the page`, async () => {
   [, page = ''] = await up.says(/^dashboard: (http:\S+)/m);
-  expect((await get('/')).text).toContain('300');
+  expect((await get('/')).text).toMatch(/sample/);
   expect(up.said()).toMatch(/^hour \S+ closed: \d+ users, \d+ calls$/m);
   expect(existsSync(path.join(checkout, '.local/npm-cache'))).toBe(mayMount || !isRoot);
 });
@@ -107,7 +107,7 @@ it('npm ci under a running npm start takes nothing from it: the page, the board 
 });
 
 it('Ctrl-C ends it all, and nothing is left running or written outside the checkout', async () => {
-  expect(await up.interrupt(), up.said()).toBe(130);
+  expect(await up.interrupt(), up.said()).toBe(0);
   expect(processesOf(folder.dir)).toEqual([]);
   expect(filesIn(temporary)).toEqual([]);
   const outside = filesIn(home).filter(

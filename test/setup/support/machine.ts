@@ -1,6 +1,7 @@
 // A newcomer's machine: who they are, what is on their PATH, and what is left on it when they have gone.
-import { type ChildProcess, execFileSync, spawn, spawnSync } from 'node:child_process';
+import { type ChildProcess, spawn, spawnSync } from 'node:child_process';
 import {
+  chmodSync,
   existsSync,
   lchownSync,
   mkdirSync,
@@ -9,10 +10,11 @@ import {
   readFileSync,
   readlinkSync,
   rmSync,
+  statfsSync,
   statSync,
   symlinkSync,
 } from 'node:fs';
-import { tmpdir } from 'node:os';
+import { freemem, tmpdir } from 'node:os';
 import path from 'node:path';
 import { until } from '../../support/hourhand.ts';
 
@@ -21,11 +23,24 @@ export const isRoot = process.getuid?.() === 0;
 export const mayMount =
   isRoot && spawnSync('unshare', ['-m', 'sh', '-c', 'mount -t tmpfs -o size=1m none /mnt']).status === 0;
 
-/** A folder that others may enter, gone afterwards. */
-export function temporaryFolder(name = 'newcomer'): Disposable & { dir: string } {
-  const dir = mkdtempSync(path.join(tmpdir(), `${name}-`));
-  execFileSync('chmod', ['755', dir]);
+const GIGABYTE = 2 ** 30;
+
+/**
+ * A folder that others may enter, gone afterwards.
+ *
+ * @param heavy packages are going to be installed there: in memory, where there is plenty, for the thousands of files cost a
+ *   slow disk minutes
+ */
+export function temporaryFolder({ heavy = false } = {}): Disposable & { dir: string } {
+  const dir = mkdtempSync(path.join(heavy && memoryIsPlenty() ? '/dev/shm' : tmpdir(), 'hourhand-newcomer-'));
+  chmodSync(dir, 0o755);
   return { dir, [Symbol.dispose]: () => rmSync(dir, { recursive: true, force: true }) };
+}
+
+function memoryIsPlenty(): boolean {
+  if (!existsSync('/dev/shm')) return false;
+  const { bavail, bsize } = statfsSync('/dev/shm');
+  return bavail * bsize > 3 * GIGABYTE && freemem() > 6 * GIGABYTE;
 }
 
 /** Where a program is, on the PATH of now. */
@@ -42,7 +57,7 @@ export const which = (name: string): string | undefined =>
 export function onlyThese(dir: string, programs: Record<string, string | undefined> = {}): string {
   mkdirSync(dir, { recursive: true });
   const always = Object.fromEntries(['npm', 'npx', 'sh', 'env'].map((name) => [name, which(name)]));
-  for (const [name, at] of Object.entries({ ...always, node: process.execPath, ...programs })) {
+  for (const [name, at] of Object.entries({ ...always, ...programs, node: process.execPath })) {
     if (at) symlinkSync(at, path.join(dir, name));
   }
   return dir;
