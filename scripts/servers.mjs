@@ -36,6 +36,15 @@ function write(dir, state) {
   renameSync(`${file}.new`, file); // whole or not at all, for whoever reads it meanwhile
 }
 
+/** Writes less than before, where there is room: what it says too much is of processes that are seen not to live. */
+function forget(dir, state) {
+  try {
+    write(dir, state);
+  } catch (error) {
+    if (error.code !== 'ENOSPC') throw error;
+  }
+}
+
 /** What runs in `dir` at this moment (`pids` of servers also where their addresses are not known), and for which live processes. */
 export function runningServers(dir) {
   const { databaseUrl, redisUrl, users = [] } = read(dir);
@@ -114,14 +123,14 @@ async function leave(dir, me, throwAway) {
   const state = read(dir);
   const users = (state.users ?? []).filter((user) => lives(user) && user.pid !== me.pid);
   if (users.length === 0) await stopAll(dir, throwAway);
-  else write(dir, { ...state, users });
+  else forget(dir, { ...state, users });
 }
 
 async function stopAll(dir, throwAway) {
   await Promise.all([stopPostgres(homeOf(dir, 'postgres')), stopRedis(homeOf(dir, 'redis'))]);
   // The addresses go, so that nobody believes them; ports and passwords stay, so that they are the same next time.
   const { postgres, redis } = read(dir);
-  if (postgres || redis) write(dir, { postgres, redis });
+  if (postgres || redis) forget(dir, { postgres, redis });
   if (!throwAway) return;
   await deletePostgres(homeOf(dir, 'postgres'));
   rmSync(homeOf(dir, 'redis'), { recursive: true, force: true });

@@ -3,7 +3,7 @@
 import net from 'node:net';
 import path from 'node:path';
 import { holderOf, noteInLock, tryLock } from './lock.mjs';
-import { runUntilStopped, sleep } from './processes.mjs';
+import { runUntilStopped } from './processes.mjs';
 import { local, root, runningServers, startServers } from './servers.mjs';
 import { checkNode, checkWritable, setUp } from './set-up.mjs';
 import { step } from './steps.mjs';
@@ -37,7 +37,7 @@ async function withServers(use) {
 async function start() {
   checkWritable();
   const unlock = tryLock(lockFile);
-  if (!unlock) throw new Error(await whoRuns());
+  if (!unlock) throw new Error(whoRuns());
   try {
     await checkPlace();
     return await withServers((servers) => {
@@ -65,12 +65,14 @@ const lockFile = path.join(local, 'start.lock');
 
 /** hourhand says where its dashboard is, which may be on a port that was free. */
 function remember({ dashboard }) {
-  if (dashboard) noteInLock(lockFile, { dashboard });
+  try {
+    if (dashboard) noteInLock(lockFile, { dashboard });
+  } catch {
+    // The disk is full, say: no reason to end what runs.
+  }
 }
 
-async function whoRuns() {
-  // The first may not have written its name yet.
-  for (const deadline = Date.now() + 500; !holderOf(lockFile) && Date.now() < deadline; ) await sleep(20);
+function whoRuns() {
   const first = holderOf(lockFile);
   const where = first?.dashboard ? `see ${first.dashboard}` : 'and is still setting up: wait for it';
   return `npm start runs already${first ? ` (pid ${first.pid})` : ''}, ${where}, or stop it (npm run stop).`;

@@ -5,6 +5,7 @@ import path from 'node:path';
 import { createInterface } from 'node:readline/promises';
 import { holderOf, tryLock } from './lock.mjs';
 import { commandLine, gone, signal } from './processes.mjs';
+import { whyFull } from './room.mjs';
 import { local, localTest, ownServersOfTests, runningServers, stopServers } from './servers.mjs';
 import { checkNode, checkWritable } from './set-up.mjs';
 
@@ -74,6 +75,6 @@ try {
   if (process.argv.includes('--reset')) await reset();
   else console.log((await stop()) > 0 ? 'Stopped.' : 'Nothing was running.');
 } catch (error) {
-  console.error(error.message);
+  console.error(`${whyFull(error.message)}${error.message}`);
   process.exitCode = 1;
 }

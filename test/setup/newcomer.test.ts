@@ -102,7 +102,17 @@ it('npm ci under a running npm start takes nothing from it: the page, the board 
   expect((await get(`/queues/${script}`)).ok).toBe(true);
   const hour = new Date(Date.now() - 3_600_000).toISOString().slice(0, 13);
   const next = new Date().toISOString().slice(0, 13);
-  const backfill = await typed(place, 'npx', 'hourhand', 'backfill', '--from', hour, '--to', next, '--wait');
+  const backfill = await typed(
+    place,
+    process.execPath,
+    'bin/hourhand.mjs',
+    'backfill',
+    '--from',
+    hour,
+    '--to',
+    next,
+    '--wait',
+  );
   expect(backfill.code, backfill.said).toBe(0);
 });
 
