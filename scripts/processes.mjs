@@ -61,10 +61,13 @@ export async function gone(identity, ms) {
 const running = new Set();
 let ending = false;
 
-/** From now on nothing is run any more, and what `run` waits for is ended. */
+/** From now on nothing is run any more, and what `run` waits for is ended: npm would take its time to undo what it did. */
 export function endRunning() {
   ending = true;
-  for (const child of running) child.kill('SIGTERM');
+  for (const child of running) {
+    child.kill('SIGTERM');
+    setTimeout(() => child.kill('SIGKILL'), 2_000);
+  }
 }
 export const isEnding = () => ending;
 

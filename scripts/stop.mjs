@@ -62,7 +62,8 @@ async function isMeant(held) {
       'Servers of DATABASE_URL and REDIS_URL are not touched.',
   );
   const questions = createInterface({ input: process.stdin, output: process.stdout });
-  const answer = await questions.question('Delete it all? [y/N] ');
+  const closed = new Promise((resolve) => questions.once('close', () => resolve('')));
+  const answer = await Promise.race([questions.question('Delete it all? [y/N] '), closed]); // Ctrl-C and Ctrl-D close
   questions.close();
   if (/^y(es)?$/i.test(answer.trim())) return true;
   console.log('Nothing is deleted.');

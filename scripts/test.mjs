@@ -33,6 +33,9 @@ async function test() {
     const env = {
       ...others,
       TMPDIR: temporary,
+      // Where a browser would keep something for its next start.
+      XDG_CONFIG_HOME: path.join(temporary, 'config'),
+      XDG_CACHE_HOME: path.join(temporary, 'cache'),
       TEST_DATABASE_URL: databaseUrl ?? servers.databaseUrl,
       TEST_REDIS_URL: redisUrl ?? servers.redisUrl,
     };

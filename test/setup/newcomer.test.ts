@@ -1,6 +1,7 @@
 // The first minute on a machine that offers little: from a bare checkout to the page, through npm ci, and nothing is left.
-import { chmodSync, existsSync, mkdirSync } from 'node:fs';
+import { chmodSync, existsSync, mkdirSync, readFileSync } from 'node:fs';
 import path from 'node:path';
+import pg from 'pg';
 import { afterAll, beforeAll, expect, it } from 'vitest';
 import { bareCheckout } from './support/checkout.ts';
 import {
@@ -8,6 +9,7 @@ import {
   environment,
   filesIn,
   isRoot,
+  killAll,
   mayMount,
   onlyThese,
   type Place,
@@ -51,7 +53,7 @@ beforeAll(async () => {
 
 afterAll(async () => {
   await up?.interrupt();
-  for (const pid of processesOf(folder.dir)) process.kill(pid, 'SIGKILL');
+  killAll(folder.dir);
   folder[Symbol.dispose]();
 });
 
@@ -100,6 +102,11 @@ it('npm ci under a running npm start takes nothing from it: the page, the board 
   const board = await get('/queues/');
   const [script = 'none'] = board.text.match(/static\/js\/main[^"]*/) ?? [];
   expect((await get(`/queues/${script}`)).ok).toBe(true);
+  // What PostgreSQL reads from its own files at the moment of need: zones, and the language of the triggers.
+  const { databaseUrl } = JSON.parse(readFileSync(path.join(checkout, '.local/servers.json'), 'utf8'));
+  const client = new pg.Client({ connectionString: databaseUrl });
+  await client.connect();
+  await client.query("set timezone = 'Asia/Kolkata'; do $$ begin perform 1; end $$").finally(() => client.end());
   const hour = new Date(Date.now() - 3_600_000).toISOString().slice(0, 13);
   const next = new Date().toISOString().slice(0, 13);
   const backfill = await typed(

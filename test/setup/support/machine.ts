@@ -157,6 +157,17 @@ export function processesOf(dir: string): number[] {
   });
 }
 
+/** kill -9 of all that runs there; some end by themselves when others are gone. */
+export function killAll(dir: string, which = /./): void {
+  for (const pid of processesOf(dir)) {
+    try {
+      if (which.test(readFileSync(`/proc/${pid}/cmdline`, 'utf8'))) process.kill(pid, 'SIGKILL');
+    } catch {
+      // it has ended
+    }
+  }
+}
+
 const pids = () =>
   readdirSync('/proc')
     .filter((name) => /^\d+$/.test(name))
