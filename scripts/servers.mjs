@@ -45,7 +45,7 @@ function forget(dir, state) {
   }
 }
 
-/** What runs in `dir` at this moment (`pids` of servers also where their addresses are not known), and for which live processes. */
+/** What runs in `dir` at this moment, and for which live processes; `pids` also of servers whose addresses nobody knows. */
 export function runningServers(dir) {
   const { databaseUrl, redisUrl, users = [] } = read(dir);
   const postgres = postgresPid(homeOf(dir, 'postgres'));

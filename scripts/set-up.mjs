@@ -64,8 +64,9 @@ export function checkWritable() {
 }
 
 /**
- * Fetches a Redis if `needsRedis` and the system has none, installs, generates, builds. `needsPostgres`: looks first
- * whether the one that npm brings can run. `needsCounterparts`: the providers that the tests ask are installed too. They are heavy, and whoever only runs hourhand never sees them.
+ * Fetches a Redis if `needsRedis` and the system has none, installs, generates, builds. `needsPostgres`: looks first whether
+ * the one that npm brings can run. `needsCounterparts`: the providers that the tests ask are installed too. They are heavy,
+ * and whoever only runs hourhand never sees them.
  */
 export async function setUp({ needsRedis, needsPostgres = false, needsCounterparts = false }) {
   if (needsPostgres) checkPlatform();

@@ -58,7 +58,7 @@ async function isMeant(held) {
     return false;
   }
   console.log(
-    `Every call, every hour and every job in the private servers of this checkout is deleted (.local/${held.join(', .local/')}). ` +
+    `Every call, every hour and every job in the private servers of this checkout is to go (.local/${held.join(', .local/')}). ` +
       'Servers of DATABASE_URL and REDIS_URL are not touched.',
   );
   const questions = createInterface({ input: process.stdin, output: process.stdout });

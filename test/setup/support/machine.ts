@@ -16,6 +16,7 @@ import {
 } from 'node:fs';
 import { freemem, tmpdir } from 'node:os';
 import path from 'node:path';
+import { commandLine, startOf } from '../../../scripts/processes.mjs';
 import { until } from '../../support/hourhand.ts';
 
 /** Root may be anybody, and may mount what is only seen by what it starts. */
@@ -175,9 +176,11 @@ const pids = () =>
 
 /** All that a user has on this machine outside one folder: processes, temporary files, shared memory. */
 export function belongings(uid: number, except: string): string[] {
+  // One that has ended and is not yet buried counts as gone; so do those that ended while we looked.
   const processes = pids()
     .filter((pid) => statSync(`/proc/${pid}`, { throwIfNoEntry: false })?.uid === uid)
-    .map((pid) => `process ${pid}`);
+    .filter((pid) => startOf(pid) !== undefined)
+    .map((pid) => `process ${pid} ${commandLine(pid)}`);
   const folders = ['/tmp', '/var/tmp', '/dev/shm', '/run', '/var/lib', '/var/cache', '/var/log', tmpdir()].filter(
     existsSync,
   );
