@@ -94,6 +94,14 @@ export async function deletePostgres(home) {
 
 /** @throws {Error} where the binaries that npm brings cannot run: to be asked before they are fetched */
 export function checkPlatform() {
+  // initdb calls its neighbour by a shell, in double quotes.
+  const [sign] = at('').match(/["$`\\\n]/) ?? [];
+  if (sign) {
+    throw new Error(
+      `PostgreSQL does not run where a folder's name has ${JSON.stringify(sign)} in it (${at('')}): ` +
+        `move the checkout, or ${OWN_SERVER}`,
+    );
+  }
   process.report.excludeNetwork = true; // names of peers may take it long
   if (process.platform !== 'linux' || process.report.getReport().header.glibcVersionRuntime) return;
   throw new Error(

@@ -140,6 +140,11 @@ it.skipIf(!mayMount)('a full disk is said, with how much is free (skipped where 
   );
 });
 
+it('a folder in whose name PostgreSQL would stumble is said', async () => {
+  const odd = bareCheckout(path.join(folder.dir, 'a $mall one'));
+  refused(await start({ PORT: '0' }, { cwd: odd }), /^PostgreSQL does not run where a folder's name has "\$" in it/m);
+});
+
 it('a checkout is reached through a symbolic link as well', async () => {
   symlinkSync(checkout, path.join(folder.dir, 'link'));
   refused(await start({ PORT: 'abc' }, { cwd: path.join(folder.dir, 'link') }), /^PORT: expected/m);

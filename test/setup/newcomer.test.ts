@@ -21,7 +21,7 @@ import {
 } from './support/machine.ts';
 
 const folder = temporaryFolder({ heavy: true });
-const home = path.join(folder.dir, "Zoë's Büro & co");
+const home = path.join(folder.dir, "Zoë's Büro & co, 100%");
 const checkout = path.join(home, 'hourhand 時');
 const temporary = path.join(folder.dir, 'tmp');
 let place: Place;
