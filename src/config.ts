@@ -197,7 +197,7 @@ export const environment = {
       .union([z.literal('').transform(() => undefined), whole(0, 65_535)])
       .meta({ expected: 'a whole number from 0 to 65535, or nothing' }),
     '',
-    'Where `hourhand worker` serves its own `/metrics`; 0 takes a free port, nothing serves none. Those of the dashboard are on `PORT`.',
+    'Where `hourhand worker` serves its own `/metrics` and `/healthz`; 0 takes a free port, nothing serves none. Those of the dashboard are on `PORT`.',
   ],
   METRICS_HOST: [
     z
