@@ -57,6 +57,7 @@ describe('a production install', () => {
         .filter((file) => file.endsWith('.js'))
         .flatMap(packagesOf),
     );
+    expect(named.size).toBeGreaterThan(30);
     expect([...named].filter((name) => dependencies[name] === undefined)).toEqual([]);
     for (const name of Object.keys(dependencies)) expect(existsSync(installed(name)), name).toBe(true);
     for (const name of Object.keys(devDependencies)) {
@@ -328,7 +329,7 @@ function filesIn(folder: string): string[] {
 /** The packages that a built file imports, at once or later. */
 function packagesOf(file: string): string[] {
   const found = readFileSync(file, 'utf8').matchAll(
-    /^(?:import|export)\b[^;]*?from "?'?([^"'\n]+)["'];$|\bimport\(["']([^"']+)["']\)/gm,
+    /^(?:import\s|export\s[{*])(?:[^;'"]*\sfrom\s)?['"]([^'"]+)['"]|\bimport\(['"]([^'"]+)['"]\)/gm,
   );
   return [...found]
     .map(([, statically, lazily]) => statically ?? lazily ?? '')
