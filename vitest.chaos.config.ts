@@ -7,6 +7,7 @@ export default defineConfig({
   test: {
     ...quick.test,
     include: ['test/chaos/*.test.ts'],
+    isolate: true,
     // What waits for a lock to run out, or for the next look, waits for half a minute: side by side. But not so many at
     // once, and one file after the other, that a small machine does not start their processes in time.
     maxConcurrency: 4,

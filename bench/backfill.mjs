@@ -30,7 +30,7 @@ const startsOf = ({ start, end }, hours) =>
   Array.from({ length: (end - start) / HOUR_MS / hours }, (_, i) => new Date(start.getTime() + i * hours * HOUR_MS));
 
 export async function bench(given, { quick, rounds }, { stop, add }) {
-  const hours = quick ? 48 : 720;
+  const hours = quick ? 24 : 720;
   const { servers, range, live } = await prepare(given, hours, true);
   const hourhand = await openHourhand(servers);
   const rival = openRival(servers.databaseUrl);
@@ -136,10 +136,10 @@ export async function bench(given, { quick, rounds }, { stop, add }) {
   });
 }
 
-/** The same work with one, two and four worker processes: by turns, so that nothing else differs. */
+/** The same work with one, two and four worker processes (a quick run leaves out the four): by turns, so that nothing else differs. */
 export async function benchWorkers(given, { quick, rounds }, { stop, add }) {
-  const { servers, range } = await prepare(given, quick ? 48 : 720, false);
-  const counts = [1, 2, 4];
+  const { servers, range } = await prepare(given, quick ? 24 : 720, false);
+  const counts = quick ? [1, 2] : [1, 2, 4];
   const spent = counts.map(() => []);
   for (let round = 0; round < Number(rounds ?? (quick ? 1 : 5)) && stop.exitCode === undefined; round++) {
     for (const [i, count] of counts.entries()) {

@@ -35,7 +35,7 @@ const SIZES = [
   },
   { users: 1_000_000, calls: 10_000_000, rounds: 3, alone: true },
 ];
-const QUICK = [SIZES[0], SIZES[1], SIZES[2]];
+const QUICK = [SIZES[0], SIZES[2]];
 
 export async function bench(servers, { quick, rounds, users }, { stop, add }) {
   const sizes = quick ? QUICK : SIZES.filter((size) => users === undefined || users.includes(String(size.users)));
@@ -58,7 +58,7 @@ export async function bench(servers, { quick, rounds, users }, { stop, add }) {
     const result = await measure(
       { ...servers, databaseUrl },
       size,
-      Number(rounds ?? (quick ? 3 : size.rounds)),
+      Number(rounds ?? (quick ? 2 : size.rounds)),
       stop,
     );
     await admin.query(`drop database ${name} with (force)`);

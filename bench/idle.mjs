@@ -6,15 +6,13 @@ import { local } from '../scripts/servers.mjs';
 import { at, connected, migrated } from './databases.mjs';
 import { memoryOf, openHourhand } from './hourhand.mjs';
 
-const PROCESSES = 8;
-
 export async function bench(servers, { quick }, { add }) {
-  const seconds = quick ? 10 : 90;
+  const [count, seconds] = quick ? [2, 5] : [8, 90];
   const admin = await connected(servers.databaseUrl);
   await admin.query('create database idle');
   const databaseUrl = at(servers, 'idle');
   await (await migrated(databaseUrl)).end();
-  const hourhand = await openHourhand({ ...servers, databaseUrl }, { workers: PROCESSES });
+  const hourhand = await openHourhand({ ...servers, databaseUrl }, { workers: count });
   const { redis } = hourhand.connections;
   await sleep(quick ? 2_000 : 35_000); // what a start asks for is no idling
   await admin.query(`alter system set log_statement = 'all'`);
@@ -34,7 +32,7 @@ export async function bench(servers, { quick }, { add }) {
   await hourhand.close();
   await admin.end();
   add({
-    what: `${PROCESSES} worker processes with nothing to do, ${workers} BullMQ workers, ${seconds} s`,
+    what: `${count} worker processes with nothing to do, ${workers} BullMQ workers, ${seconds} s`,
     ratio: `${(a / workers).toFixed(2)} Redis commands a second each, ${b.toFixed(2)} Postgres statements a second in all`,
     hourhand: `${a.toFixed(0)} Redis commands, ${b.toFixed(2)} Postgres statements a second`,
     against: 'the targets',

@@ -9,8 +9,8 @@ import { at, connected, median, migrated, spread, withoutTriggers } from './data
 
 const SIDES = ['triggers', 'without', 'control'];
 const HOUR_MS = 3_600_000;
-const ROUND_MS = 60_000; // longer than a round takes
-const FILLED = 100_000;
+/** Longer than a round takes, and a quick one. */
+const [ROUND_MS, QUICK_MS] = [60_000, 20_000];
 
 /** When the calls of a case were made. */
 const HOURS = { running: 'now()', late: `now() - interval '1 hour'` };
@@ -39,10 +39,10 @@ const WAYS = [
 
 export async function bench(servers, values, { stop, add }) {
   const rounds = Number(values.rounds ?? (values.quick ? 2 : 5));
-  const clients = await prepare(servers);
+  const clients = await prepare(servers, values.quick ? 10_000 : 100_000);
   const results = new Map();
   for (let round = 0; round <= rounds && stop.exitCode === undefined; round++) {
-    await roundWithinOneHour(clients[0]);
+    await roundWithinOneHour(clients[0], values.quick ? QUICK_MS : ROUND_MS);
     for (const [hour, time] of Object.entries(HOURS)) {
       for (const { way, rows, statements, commit, ...writes } of WAYS) {
         const params = calls(values.quick ? Math.ceil(statements / 10) : statements, rows);
@@ -62,8 +62,8 @@ export async function bench(servers, values, { stop, add }) {
   await Promise.all(clients.map((client) => client.end()));
 }
 
-/** One connection to each side. */
-async function prepare(servers) {
+/** One connection to each side, of so many calls. */
+async function prepare(servers, filled) {
   const admin = await connected(servers.databaseUrl);
   // As a gateway's server: these were started with fast, forgetful settings. Nobody cleans up in the middle of a round.
   for (const setting of ['fsync = on', 'full_page_writes = on', 'synchronous_commit = on', 'autovacuum = off']) {
@@ -75,7 +75,7 @@ async function prepare(servers) {
   await model.query(
     `insert into "ModelCall" ${columns}
      select gen_random_uuid(), 'did:user:' || i % 5000, ${begun}, now() - interval '2 hours' - i * interval '1 s'
-       from generate_series(1, ${FILLED}) i`,
+       from generate_series(1, ${filled}) i`,
   );
   await model.query(`${end}`);
   await model.query('truncate "StatMark"');
@@ -94,10 +94,10 @@ async function prepare(servers) {
 }
 
 /** A call of a round that the hour's end divides would be late after all. */
-async function roundWithinOneHour(client) {
+async function roundWithinOneHour(client, ms) {
   await client.query('checkpoint');
   const left = HOUR_MS - (Date.now() % HOUR_MS);
-  if (left < ROUND_MS) await sleep(left + 1_000);
+  if (left < ms) await sleep(left + 1_000);
 }
 
 /** The parameters of so many statements. */

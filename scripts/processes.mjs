@@ -61,10 +61,13 @@ export async function gone(identity, ms) {
 const running = new Set();
 let ending = false;
 
-/** From now on nothing is run any more, and what `run` waits for is ended. */
+/** From now on nothing is run any more, and what `run` waits for is ended: npm would take its time to undo what it did. */
 export function endRunning() {
   ending = true;
-  for (const child of running) child.kill('SIGTERM');
+  for (const child of running) {
+    child.kill('SIGTERM');
+    setTimeout(() => child.kill('SIGKILL'), 2_000);
+  }
 }
 export const isEnding = () => ending;
 
@@ -94,14 +97,15 @@ export function run([command, ...args], { input, ...options } = {}) {
  * Resolves to its exit code, or to 0 if it was stopped. Whatever it started and left behind is ended with it.
  *
  * It gets a session of its own, so that on Ctrl-C it hears of it once, from us; and a channel to us, whose closing
- * (`process.on('disconnect')`) tells it that we were killed.
+ * (`process.on('disconnect')`) tells it that we were killed. `onMessage` hears what it sends there.
  */
-export async function runUntilStopped(command, args, { cwd, env, stop, patience }) {
+export async function runUntilStopped(command, args, { cwd, env, stop, patience, onMessage }) {
   const child = spawn(command, args, { cwd, env, stdio: ['ignore', 'inherit', 'inherit', 'ipc'], detached: true });
   const ended = new Promise((resolve) => {
     child.on('error', (error) => resolve(console.error(error.message) ?? 127));
     child.on('exit', (code, name) => resolve(code ?? 128 + constants.signals[name]));
   });
+  if (onMessage) child.on('message', onMessage);
   try {
     const code = await Promise.race([ended, stop.requested]);
     if (code !== undefined) return code;

@@ -1,6 +1,7 @@
 // What the tests use of servers.mjs.
 export const root: string;
 export const localTest: string;
+export const localOwn: string;
 export const redisBinaries: string;
 export function startServers(options: {
   dir: string;

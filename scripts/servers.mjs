@@ -1,11 +1,11 @@
 // Where are the private PostgreSQL and Redis of this checkout, and who uses them? They run until the last process that
 // asked for them has released them. servers.json, readable by its owner alone, says where they are while they run.
 import { randomBytes } from 'node:crypto';
-import { readFileSync, renameSync, rmSync, writeFileSync } from 'node:fs';
+import { existsSync, readdirSync, readFileSync, renameSync, rmSync, writeFileSync } from 'node:fs';
 import path from 'node:path';
 import { fileURLToPath } from 'node:url';
 import { lock } from './lock.mjs';
-import { postgresPid, startPostgres, stopPostgres } from './private-postgres.mjs';
+import { deletePostgres, postgresPid, startPostgres, stopPostgres } from './private-postgres.mjs';
 import { redisProcess, startRedis, stopRedis } from './private-redis.mjs';
 import { identify, lives } from './processes.mjs';
 
@@ -13,6 +13,10 @@ export const root = path.dirname(path.dirname(fileURLToPath(import.meta.url)));
 /** `npm start` and `hourhand` use the servers of `.local`; tests have some of their own, whose data are thrown away. */
 export const local = path.join(root, '.local');
 export const localTest = path.join(local, 'test');
+/** Tests that kill servers have some of their own, each in a folder of this. */
+export const localOwn = path.join(localTest, 'own');
+export const ownServersOfTests = () =>
+  existsSync(localOwn) ? readdirSync(localOwn).map((name) => path.join(localOwn, name)) : [];
 /** Redis, where the system has none; for both. */
 export const redisBinaries = path.join(local, 'redis-binaries');
 
@@ -32,12 +36,24 @@ function write(dir, state) {
   renameSync(`${file}.new`, file); // whole or not at all, for whoever reads it meanwhile
 }
 
-/** What runs in `dir` at this moment, and for which live processes. */
+/** Writes less than before, where there is room: what it says too much is of processes that are seen not to live. */
+function forget(dir, state) {
+  try {
+    write(dir, state);
+  } catch (error) {
+    if (error.code !== 'ENOSPC') throw error;
+  }
+}
+
+/** What runs in `dir` at this moment, and for which live processes; `pids` also of servers whose addresses nobody knows. */
 export function runningServers(dir) {
   const { databaseUrl, redisUrl, users = [] } = read(dir);
+  const postgres = postgresPid(homeOf(dir, 'postgres'));
+  const redis = redisProcess(homeOf(dir, 'redis'))?.pid;
   return {
-    databaseUrl: postgresPid(homeOf(dir, 'postgres')) && databaseUrl,
-    redisUrl: redisProcess(homeOf(dir, 'redis')) && redisUrl,
+    databaseUrl: postgres && databaseUrl,
+    redisUrl: redis && redisUrl,
+    pids: { ...(postgres && { postgres }), ...(redis && { redis }) },
     users: users.filter(lives),
   };
 }
@@ -91,7 +107,7 @@ export async function startServers({ dir, postgres = true, redis = true, databas
   });
 }
 
-/** Stops what runs in `dir`, whoever uses it. */
+/** Stops what runs in `dir`, whoever uses it; `throwAway`: and deletes its data. */
 export const stopServers = (dir, throwAway = false) => locked(dir, () => stopAll(dir, throwAway));
 
 async function locked(dir, work) {
@@ -107,14 +123,15 @@ async function leave(dir, me, throwAway) {
   const state = read(dir);
   const users = (state.users ?? []).filter((user) => lives(user) && user.pid !== me.pid);
   if (users.length === 0) await stopAll(dir, throwAway);
-  else write(dir, { ...state, users });
+  else forget(dir, { ...state, users });
 }
 
 async function stopAll(dir, throwAway) {
   await Promise.all([stopPostgres(homeOf(dir, 'postgres')), stopRedis(homeOf(dir, 'redis'))]);
   // The addresses go, so that nobody believes them; ports and passwords stay, so that they are the same next time.
   const { postgres, redis } = read(dir);
-  if (postgres || redis) write(dir, { postgres, redis });
+  if (postgres || redis) forget(dir, { postgres, redis });
   if (!throwAway) return;
-  for (const name of ['postgres', 'redis']) rmSync(homeOf(dir, name), { recursive: true, force: true });
+  await deletePostgres(homeOf(dir, 'postgres'));
+  rmSync(homeOf(dir, 'redis'), { recursive: true, force: true });
 }

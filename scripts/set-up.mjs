@@ -1,6 +1,8 @@
 // Everything that a bare checkout needs before it can run: each step only where its inputs changed. Node built-ins only.
 import { createHash } from 'node:crypto';
 import {
+  accessSync,
+  constants,
   existsSync,
   mkdirSync,
   readdirSync,
@@ -10,10 +12,13 @@ import {
   statSync,
   writeFileSync,
 } from 'node:fs';
+import { homedir } from 'node:os';
 import path from 'node:path';
 import { lock } from './lock.mjs';
+import { checkPlatform } from './private-postgres.mjs';
 import { findRedis, unpackRedis } from './private-redis.mjs';
 import { commandLine, isEnding, lastLines, run } from './processes.mjs';
+import { checkRoom } from './room.mjs';
 import { local, localTest, redisBinaries, root, runningServers, stopServers } from './servers.mjs';
 import { step } from './steps.mjs';
 
@@ -37,11 +42,34 @@ export function checkNode() {
   process.exit(1);
 }
 
+/** @throws {Error} in words, before anything is begun, where this user may not write what a set-up writes */
+export function checkWritable() {
+  const inLocal = existsSync(local) ? readdirSync(local).map((name) => `.local/${name}`) : [];
+  for (const name of ['.', '.local', ...inLocal, 'node_modules', 'dist', 'src/generated', 'test/counterparts']) {
+    try {
+      accessSync(at(name), constants.W_OK);
+    } catch ({ code }) {
+      if (code === 'ENOENT') continue;
+      if (code === 'EROFS') {
+        throw new Error(
+          `${root} cannot be written, its file system is read-only: copy the checkout to where it can be.`,
+        );
+      }
+      throw new Error(
+        `${at(name)} belongs to another user (${statSync(at(name)).uid}), and user ${process.getuid?.()} may not write there. ` +
+          `Work as that user, or type: sudo chown -R ${process.getuid?.()} '${root.replaceAll("'", "'\\''")}'`,
+      );
+    }
+  }
+}
+
 /**
- * Fetches a Redis if `needsRedis` and the system has none, installs, generates, builds. `needsCounterparts`: the providers
- * that the tests ask are installed too. They are heavy, and whoever only runs hourhand never sees them.
+ * Fetches a Redis if `needsRedis` and the system has none, installs, generates, builds. `needsPostgres`: looks first whether
+ * the one that npm brings can run. `needsCounterparts`: the providers that the tests ask are installed too. They are heavy,
+ * and whoever only runs hourhand never sees them.
  */
-export async function setUp({ needsRedis, needsCounterparts = false }) {
+export async function setUp({ needsRedis, needsPostgres = false, needsCounterparts = false }) {
+  if (needsPostgres) checkPlatform();
   const onWait = ({ pid }) =>
     console.log(`  another set-up of this checkout is running (pid ${pid}): waiting for it`);
   const unlock = await lock(at('.local/set-up.lock'), { onWait, giveUp: isEnding });
@@ -62,6 +90,7 @@ async function installPackages() {
   if (packagesAreThere(root)) return 'unchanged';
   await stopServersIn(local);
   await stopServersIn(localTest);
+  checkRoom(1_000, 'the packages');
   return npmCi(root);
 }
 
@@ -77,6 +106,7 @@ async function npmCi(cwd) {
     ? [process.execPath, process.env.npm_execpath]
     : ['npm'];
   const options = [
+    ...cacheThatCanBeWritten(),
     '--ignore-scripts',
     '--include=dev',
     '--include=optional',
@@ -95,6 +125,19 @@ async function npmCi(cwd) {
   return 'npm ci';
 }
 
+/** npm's own, else one in the checkout: of a home that is not there, of an image that is read-only, of a root who was here. */
+function cacheThatCanBeWritten() {
+  const cache = process.env.npm_config_cache || path.join(homedir(), '.npm');
+  const parts = ['', 'tmp', 'content-v2', 'index-v5'].map((name) => path.join(cache, '_cacache', name));
+  try {
+    mkdirSync(parts[0], { recursive: true });
+    for (const part of parts.filter(existsSync)) accessSync(part, constants.W_OK);
+    return [];
+  } catch {
+    return ['--cache', at('.local/npm-cache')];
+  }
+}
+
 /** npm writes what it installed into a lock file of its own; we compare, and so believe a user's own npm ci as well. */
 function packagesAreThere(dir) {
   const lockFile = path.join(dir, 'package-lock.json');
@@ -110,7 +153,7 @@ function packagesAreThere(dir) {
   });
 }
 
-/** npm ci deletes the binaries that private servers run from: those nobody uses are stopped, others stop us. */
+/** Servers of other packages than those of now: those nobody uses are stopped, others stop us. */
 async function stopServersIn(dir) {
   const { users } = runningServers(dir);
   if (users.length > 0) {
@@ -182,7 +225,8 @@ const unlessUnchanged = (name, work) => async () => {
   const stamp = digest(inputs);
   if (readJson(file)?.[name] === stamp && existsSync(at(output))) return 'unchanged';
   const note = await work();
-  writeFileSync(file, `${JSON.stringify({ ...readJson(file), [name]: stamp }, null, 2)}\n`);
+  writeFileSync(`${file}.new`, `${JSON.stringify({ ...readJson(file), [name]: stamp }, null, 2)}\n`);
+  renameSync(`${file}.new`, file); // on a full disk half of it would be there
   return note;
 };
 

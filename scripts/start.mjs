@@ -1,10 +1,12 @@
 // npm start: everything a newcomer needs, from a bare checkout to a running hourhand; Ctrl-C or SIGTERM ends it.
 // npm run servers (--servers-only): the private servers alone, for `npx hourhand …` and whoever else wants them.
+import net from 'node:net';
 import path from 'node:path';
-import { holderOf, tryLock } from './lock.mjs';
+import { checkGiven } from '../src/given-servers.mjs';
+import { holderOf, noteInLock, tryLock } from './lock.mjs';
 import { runUntilStopped } from './processes.mjs';
 import { local, root, runningServers, startServers } from './servers.mjs';
-import { checkNode, setUp } from './set-up.mjs';
+import { checkNode, checkWritable, setUp } from './set-up.mjs';
 import { step } from './steps.mjs';
 import { awaitStopRequest, exitAfter } from './stop-request.mjs';
 
@@ -19,7 +21,7 @@ const needs = { postgres: !databaseUrl, redis: !redisUrl };
 
 /** Sets up, starts the private servers that are needed, and has them used; stops them whatever happens. */
 async function withServers(use) {
-  await setUp({ needsRedis: needs.redis });
+  await setUp({ needsRedis: needs.redis, needsPostgres: needs.postgres });
   if (!needs.postgres && !needs.redis) return use({});
   let servers;
   try {
@@ -34,33 +36,73 @@ async function withServers(use) {
 }
 
 async function start() {
-  const lockFile = path.join(local, 'start.lock');
-  const unlock = tryLock(lockFile, {
-    address: `http://${process.env.HOST || '127.0.0.1'}:${process.env.PORT || 3000}`,
-  });
-  if (!unlock) {
-    const first = holderOf(lockFile);
-    throw new Error(
-      `npm start runs already${first ? ` (pid ${first.pid}): see ${first.address}, or` : ':'} stop it first.`,
-    );
-  }
+  checkWritable();
+  const unlock = tryLock(lockFile);
+  if (!unlock) throw new Error(whoRuns());
   try {
+    await checkPlace();
     return await withServers((servers) => {
-      // A sample goes into a database of ours only, never into one that somebody gave us.
-      const command = ['dist/cli.js', 'up', ...(needs.postgres ? ['--sample', SAMPLE] : [])];
+      // A sample is for whoever has just come: not where somebody gave us a server.
+      const command = ['dist/cli.js', 'up', ...(needs.postgres && needs.redis ? ['--sample', SAMPLE] : [])];
       const env = {
         ...process.env,
         DATABASE_URL: databaseUrl ?? servers.databaseUrl,
         REDIS_URL: redisUrl ?? servers.redisUrl,
       };
-      return runUntilStopped(process.execPath, command, { cwd: root, env, stop, patience: DRAIN });
+      return runUntilStopped(process.execPath, command, {
+        cwd: root,
+        env,
+        stop,
+        patience: DRAIN,
+        onMessage: remember,
+      });
     });
   } finally {
     unlock();
   }
 }
 
+const lockFile = path.join(local, 'start.lock');
+
+/** hourhand says where its dashboard is, which may be on a port that was free. */
+function remember({ dashboard }) {
+  try {
+    if (dashboard) noteInLock(lockFile, { dashboard });
+  } catch {
+    // The disk is full, say: no reason to end what runs.
+  }
+}
+
+function whoRuns() {
+  const first = holderOf(lockFile);
+  const where = first?.dashboard ? `see ${first.dashboard}` : 'and is still setting up: wait for it';
+  return `npm start runs already${first ? ` (pid ${first.pid})` : ''}, ${where}, or stop it (npm run stop).`;
+}
+
+/** hourhand says these things too, but only after a set-up that may take a minute. */
+async function checkPlace() {
+  const { HOST: host = '127.0.0.1', PORT: text = '3000' } = process.env;
+  if (!/^\d+$/.test(text) || Number(text) > 65_535) {
+    throw new Error(`PORT: expected a whole number from 0 to 65535, got "${text}"`);
+  }
+  const port = Number(text);
+  const code = await new Promise((resolve) => {
+    const server = net.createServer();
+    server.once('error', (error) => resolve(error.code));
+    server.listen(port, host, () => server.close(() => resolve(undefined)));
+  });
+  if (code === 'EADDRINUSE') {
+    throw new Error(
+      `PORT ${port} is taken on ${host}: free it, or type PORT=${(port % 65_535) + 1} npm start (0 takes any).`,
+    );
+  }
+  if (code === 'EACCES')
+    throw new Error(`PORT ${port} is not open to this user on ${host}: type PORT=3000 npm start.`);
+  if (code) throw new Error(`HOST ${host} is no address of this machine (${code}): type HOST=127.0.0.1 npm start.`);
+}
+
 async function serversOnly() {
+  checkWritable();
   if (!needs.postgres && !needs.redis) {
     console.log('DATABASE_URL and REDIS_URL are set: there is nothing to start.');
     return 0;
@@ -86,4 +128,6 @@ function sayWhere(servers) {
   console.log('  With their passwords: .local/servers.json, where npx hourhand finds them by itself.');
 }
 
-await exitAfter(process.argv.includes('--servers-only') ? serversOnly : start, stop);
+const work = process.argv.includes('--servers-only') ? serversOnly : start;
+// Before anything is installed: a wrong address is said in seconds.
+await exitAfter(() => checkGiven({ DATABASE_URL: databaseUrl, REDIS_URL: redisUrl }).then(work), stop);

@@ -1,6 +1,7 @@
 // Has somebody asked us to stop?
 import { constants } from 'node:os';
 import { endRunning } from './processes.mjs';
+import { whyFull } from './room.mjs';
 
 /**
  * Listens for Ctrl-C, SIGTERM, a closed terminal and the end of the npm that started us. `requested` resolves when one
@@ -34,7 +35,7 @@ export async function exitAfter(work, stop) {
     process.exitCode = await work();
   } catch (error) {
     // What fails because we were asked to stop has not failed.
-    if (stop.exitCode === undefined) console.error(`\n${error.message}`);
+    if (stop.exitCode === undefined) console.error(`\n${whyFull(error.message)}${error.message}`);
     process.exitCode = stop.exitCode ?? 1;
   }
   process.exit();

@@ -1,9 +1,11 @@
 // npm test: sets up, starts servers for tests alone, and runs vitest with the arguments given.
-import { existsSync, readdirSync } from 'node:fs';
+import { chmodSync, mkdirSync, mkdtempSync, rmSync } from 'node:fs';
+import { tmpdir } from 'node:os';
 import path from 'node:path';
+import { checkGiven } from '../src/given-servers.mjs';
 import { runUntilStopped } from './processes.mjs';
-import { localTest, root, startServers, stopServers } from './servers.mjs';
-import { checkNode, setUp } from './set-up.mjs';
+import { localTest, ownServersOfTests, root, startServers, stopServers } from './servers.mjs';
+import { checkNode, checkWritable, setUp } from './set-up.mjs';
 import { step } from './steps.mjs';
 import { awaitStopRequest, exitAfter } from './stop-request.mjs';
 
@@ -15,8 +17,14 @@ const redisUrl = TEST_REDIS_URL || REDIS_URL || undefined;
 const needs = { postgres: !databaseUrl, redis: !redisUrl };
 
 async function test() {
-  await setUp({ needsRedis: needs.redis, needsCounterparts: true });
+  checkWritable();
+  await checkGiven({
+    [TEST_DATABASE_URL ? 'TEST_DATABASE_URL' : 'DATABASE_URL']: databaseUrl,
+    [TEST_REDIS_URL ? 'TEST_REDIS_URL' : 'REDIS_URL']: redisUrl,
+  });
+  await setUp({ needsRedis: needs.redis, needsPostgres: needs.postgres, needsCounterparts: true });
   let servers;
+  let temporary;
   try {
     if (needs.postgres || needs.redis) {
       await step('test servers', async () => {
@@ -25,24 +33,39 @@ async function test() {
     }
     if (stop.exitCode !== undefined) return stop.exitCode;
     const command = ['node_modules/vitest/vitest.mjs', 'run', ...process.argv.slice(2)];
+    temporary = makeTemporary();
     // No DATABASE_URL and REDIS_URL: a test that forgets whose servers it may use reaches none.
     const env = {
       ...others,
+      TMPDIR: temporary,
+      // Where a browser would keep something for its next start.
+      XDG_CONFIG_HOME: path.join(temporary, 'config'),
+      XDG_CACHE_HOME: path.join(temporary, 'cache'),
       TEST_DATABASE_URL: databaseUrl ?? servers.databaseUrl,
       TEST_REDIS_URL: redisUrl ?? servers.redisUrl,
     };
     const code = await runUntilStopped(process.execPath, command, { cwd: root, env, stop, patience: 5_000 });
     return stop.exitCode ?? code;
   } finally {
-    await stopOwnServers();
+    // Of a test that was itself ended.
+    for (const dir of ownServersOfTests()) await stopServers(dir, true);
+    if (temporary) rmSync(temporary, { recursive: true, force: true });
     await servers?.release();
   }
 }
 
-/** Tests that kill servers have some of their own; a test that was itself ended has left them running. */
-async function stopOwnServers() {
-  const own = path.join(localTest, 'own');
-  for (const name of existsSync(own) ? readdirSync(own) : []) await stopServers(path.join(own, name), true);
+/** For the tests' temporary files, which go with it however they end; in the checkout where the system has no place. */
+function makeTemporary() {
+  const make = (folder) => mkdtempSync(path.join(folder, 'hourhand-'));
+  let made;
+  try {
+    made = make(tmpdir());
+  } catch {
+    mkdirSync(localTest, { recursive: true });
+    made = make(localTest);
+  }
+  chmodSync(made, 0o755); // some tests run programs as somebody else
+  return made;
 }
 
 await exitAfter(test, stop);

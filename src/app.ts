@@ -5,9 +5,10 @@ import { setTimeout as sleep } from 'node:timers/promises';
 import { setFlagsFromString } from 'node:v8';
 import { say } from './commands/say.ts';
 import { type Config, migrations } from './config.ts';
-import { type Connections, openConnections } from './connections.ts';
+import { type Connections, checkPostgres, openConnections } from './connections.ts';
 import { createLogger } from './logger.ts';
 import { backfillHours } from './producers/backfills.ts';
+import type { Wants } from './queues/redis.ts';
 import { holdsSample, loadSample, type Sample } from './sample.ts';
 import { startOfRunningHour } from './store/ledger.ts';
 import { migrate } from './store/migrate.ts';
@@ -30,7 +31,7 @@ const PATIENCE_MS = 5_000;
 
 /** One worker process. */
 export async function runWorker(config: Config): Promise<number> {
-  return untilSignal(config, async (connections) => {
+  return untilSignal(config, 'work', async (connections) => {
     if (config.METRICS_PORT === undefined) return [await startWorker(connections), startWatch(connections)];
     const [{ openMetrics }, { serveMetrics }] = await Promise.all([
       import('./metrics.ts'),
@@ -46,9 +47,9 @@ export async function runWorker(config: Config): Promise<number> {
   });
 }
 
-/** The web server alone. */
+/** The web server alone; also on servers that take no writes, for whoever has to see what is owed during a fail-over. */
 export async function runDashboard(config: Config): Promise<number> {
-  return untilSignal(config, async (connections) => {
+  return untilSignal(config, 'look', async (connections) => {
     const { startDashboard } = await import('./dashboard/server.ts'); // a worker needs none of it
     const dashboard = await startDashboard(connections);
     say(`dashboard: ${dashboard.url}`);
@@ -62,9 +63,10 @@ export async function runDashboard(config: Config): Promise<number> {
  * @param sample a file of calls to load into the private database, if it holds none, so that a newcomer sees something
  */
 export async function runUp(config: Config, sample?: string): Promise<number> {
+  await checkPostgres(config, { writes: true });
   const applied = await migrate(config.DATABASE_URL, migrations);
   for (const name of applied) say(`migration ${name} applied`);
-  return untilSignal(config, async (connections) => {
+  return untilSignal(config, 'work', async (connections) => {
     const loaded = sample && config.privateDatabase ? await sampleInto(connections, path.resolve(sample)) : undefined;
     const [{ startDashboard }, { openMetrics }] = await Promise.all([
       import('./dashboard/server.ts'),
@@ -83,6 +85,7 @@ export async function runUp(config: Config, sample?: string): Promise<number> {
     const { watermark, owed } = await ledgerStatus(connections.pool, 0);
     if (watermark) say(`everything before ${hourOf(watermark)} is closed; ${owed} hours are owed`);
     say(`dashboard: ${dashboard.url}   (Ctrl-C stops)`);
+    process.send?.({ dashboard: dashboard.url }); // npm start tells it to whoever types npm start again
     return [worker, { stop: dashboard.close }, startWatch(connections)];
   });
 }
@@ -113,14 +116,18 @@ async function rollUpSample(connections: Connections, { range }: { range: Range 
 }
 
 /** Start the parts, stay until SIGINT, SIGTERM or the end of our parent, stop them in reverse order, and exit 0. */
-async function untilSignal(config: Config, start: (connections: Connections) => Promise<Part[]>): Promise<number> {
+async function untilSignal(
+  config: Config,
+  wants: Wants,
+  start: (connections: Connections) => Promise<Part[]>,
+): Promise<number> {
   const log = createLogger(config.LOG_LEVEL);
   const asked = new Promise<string>((resolve) => {
     for (const signal of ['SIGINT', 'SIGTERM'] as const) process.on(signal, () => resolve(signal));
     // Whoever started us with a channel, as npm start does, is gone: nobody else would stop us.
     process.once('disconnect', () => resolve('disconnect'));
   });
-  const connections = await openConnections(config, log);
+  const connections = await openConnections(config, log, { wants });
   try {
     const started = start(connections);
     started.catch(() => {}); // told by the race, unless that is over

@@ -1,11 +1,14 @@
 // hourhand: the command line. A command reads what it needs when it is typed: a wrong word need not wait for a database client.
 
 import { hostname, userInfo } from 'node:os';
-import { Command, CommanderError, InvalidArgumentError, Option } from 'commander';
+import { Argument, Command, CommanderError, Help, InvalidArgumentError, Option } from 'commander';
 import { say } from './commands/say.ts';
+import { argumentTerm, asked, oneOf } from './commands/usage.ts';
 import { type Config, ConfigError, migrations, readConfig, version } from './config.ts';
 import type { Connections } from './connections.ts';
 import { ROLES } from './dashboard/credentials.ts';
+import type { Wants } from './queues/redis.ts';
+import { SCHEDULER_IDS } from './queues/schedulers.ts';
 import type { Action } from './store/actions.ts';
 import type { Db } from './store/db.ts';
 import { checkKept, parseKept } from './time/kept.ts';
@@ -17,180 +20,83 @@ const FAILED = 1;
 
 const program = new Command('hourhand')
   .description("Every hour of an AI gateway's model calls, accounted for once.")
-  .version(version, '--version')
+  .version(version, '-V, --version', 'its version')
+  .helpOption('-h, --help', 'this help')
+  .addHelpCommand(
+    new Command('help')
+      .argument('[command...]')
+      .description('what a command does, its options, and examples')
+      .helpGroup('Look:'),
+  )
   .exitOverride()
   .configureOutput({
     outputError: (text, write) => write(text.replace(/^error: /, 'hourhand: ').replace(/\n(?=.)/g, ' ')),
   })
-  .showSuggestionAfterError();
+  .configureHelp({
+    subcommandTerm: (command) => [command.name(), ...command.registeredArguments.map(argumentTerm)].join(' '),
+    // That something is not done where nobody asks for it goes without saying.
+    optionDescription: (option) => Help.prototype.optionDescription(option).replace(' (default: false)', ''),
+  })
+  .addHelpText(
+    'afterAll',
+    `
+Exit codes: 0 done; 1 failed; 2 wrong usage or environment, and nothing begun.
+Environment: DATABASE_URL and REDIS_URL; without them the private servers of
+this checkout (npm start). What else there is: docs/configuration.md.`,
+  );
+
+program.commandsGroup('Run it:');
 
 program
   .command('up')
   .description('migrations, schedulers, one worker and the dashboard; stays until Ctrl-C')
+  .addHelpText('after', more({ reads: 'what worker and dashboard read' }))
   .addOption(new Option('--sample <file>', 'load these calls into the private database, if it holds none').hideHelp())
   .action(({ sample }) => run(async (config) => (await import('./app.ts')).runUp(config, sample)));
 
 program
   .command('worker')
   .description('one worker process; start as many as you like')
+  .addHelpText('after', more({ reads: 'what docs/configuration.md has of workers' }))
   .action(() => run(async (config) => (await import('./app.ts')).runWorker(config)));
 
 program
   .command('dashboard')
   .description('the web server alone')
+  .addHelpText('after', more({ reads: 'HOST, PORT, PUBLIC_URL, DASHBOARD_…, PROXY_…' }))
   .action(() => run(async (config) => (await import('./app.ts')).runDashboard(config)));
 
-const schedule = program
-  .command('schedule')
-  .description('see to the schedulers, and print them with their last and next runs')
-  .action(() =>
-    run((config) => withConnections(config, {}, async (c) => (await import('./commands/schedule.ts')).schedule(c))),
-  );
-schedule
-  .command('pause')
-  .description('keep a scheduler from firing, whatever any deploy says, until it is resumed')
-  .argument('<id>', 'such as model.call.stats')
-  .action((id: string) =>
-    run((config) =>
-      withConnections(config, { changes: { what: 'pause scheduler', subject: id } }, async (c) =>
-        (await import('./commands/schedule.ts')).pause(c, id, osUser()),
-      ),
-    ),
-  );
-schedule
-  .command('resume')
-  .description('have a paused scheduler fire again')
-  .argument('<id>')
-  .action((id: string) =>
-    run((config) =>
-      withConnections(config, { changes: { what: 'resume scheduler', subject: id } }, async (c) =>
-        (await import('./commands/schedule.ts')).resume(c, id, osUser()),
-      ),
-    ),
-  );
-schedule
-  .command('run')
-  .description('one tick now, also of a scheduler that is paused or off')
-  .argument('<id>')
-  .action((id: string) =>
-    run((config) =>
-      withConnections(config, { changes: { what: 'run scheduler now', subject: id } }, async (c) =>
-        (await import('./commands/schedule.ts')).tickNow(c, id),
-      ),
-    ),
-  );
+program.commandsGroup('Look:');
 
 program
-  .command('migrate')
-  .description('apply the migrations that are missing')
-  .action(() =>
-    run(async (config) => {
-      const { migrate } = await import('./store/migrate.ts');
-      const applied = await migrate(config.DATABASE_URL, migrations, (name) => say(`applied ${name}`));
-      // Only now is there an account to write into.
-      if (applied.length > 0)
-        await withAccount(config, { what: 'migrate', subject: applied.join(', ') }, async () => 0);
-      say(applied.length === 0 ? 'nothing to apply' : `${applied.length} applied`);
-      return 0;
-    }),
-  );
-
-program
-  .command('partition')
-  .description('keep the calls in a partition for each day, week or month, made ahead by the workers')
-  .addOption(
-    new Option('--by <period>', 'what a partition holds').choices(['day', 'week', 'month']).makeOptionMandatory(),
-  )
-  .option('--ahead <n>', 'partitions to be there after the present one', partitionsAhead, 7)
-  .option('--dry-run', 'say what would be done, and change nothing', false)
-  .action(({ by, ahead, dryRun }) =>
-    run((config) =>
-      withConnections(config, { changes: !dryRun && { what: 'partition', subject: `by ${by}` } }, async (c) =>
-        (await import('./commands/partition.ts')).partition(c, { plan: { by, ahead }, dryRun }),
-      ),
-    ),
-  );
-
-program
-  .command('import')
-  .description('load calls from a CSV file, plain or gzip, or from standard input (-)')
-  .argument('<file>', 'FILE.csv, FILE.csv.gz or -')
-  .option('--skip-bad', 'name bad lines and import the rest', false)
-  .action((file: string, { skipBad }) =>
-    run((config) =>
-      withAccount(config, { what: 'import', subject: file }, async () =>
-        (await import('./commands/import.ts')).importFile(config, file, { skipBad }),
-      ),
-    ),
-  );
-
-withRange(program.command('backfill').description('ask for the hours of [from, to), widened to whole hours'))
-  .option('--user <did>', 'this user alone')
-  .addOption(new Option('--only <which>', 'which hours').choices(['missing', 'partial', 'all']).default('all'))
-  .option('--dry-run', 'say what would be asked for, and change nothing', false)
-  .option('--wait', 'until they are rolled up; exit 1 if any could not be', false)
-  .action(({ from, to, user, only, dryRun, wait }, command: Command) => {
-    if (user !== undefined && command.getOptionValueSource('only') === 'cli') {
-      command.error('error: expected --user or --only, got both');
-    }
-    if (user === '') command.error('error: --user: expected a user, got ""');
-    const options = { user, only, dryRun, wait, requestedBy: osUser(), requestedFrom: commandLine() };
-    const range = rangeOf(from, to);
-    const changes = !dryRun && { what: 'backfill', subject: spell(range), detail: { user, only } };
-    return run((config) =>
-      withConnections(config, { changes }, async (c) =>
-        (await import('./commands/backfill.ts')).backfill(c, range, options),
-      ),
-    );
-  });
-
-const backfills = program
-  .command('backfills')
-  .description('the newest backfills: who asked for what, and how far it is')
+  .command('status')
+  .description('watermark, owed hours, schedulers and queues')
+  .addHelpText('after', more({ reads: '…_CRON_TIME and LATE_DATA_SECONDS' }))
   .option('--json', 'for machines', false)
   .action((options) =>
     run((config) =>
-      withConnections(config, {}, async (c) => (await import('./commands/backfills.ts')).backfills(c, options)),
+      withConnections(config, {}, async (c) => (await import('./commands/status.ts')).status(c, options)),
     ),
   );
-backfills
-  .command('show')
-  .description('one of them, with its failed hours')
-  .argument('<id>', 'its number', backfillId)
-  .action((id: number, _, command: Command) =>
-    run((config) =>
-      withConnections(config, {}, async (c) =>
-        (await import('./commands/backfills.ts')).showBackfill(c, id, command.optsWithGlobals()),
-      ),
-    ),
-  );
-for (const [change, description] of [
-  ['pause', 'until it is resumed, its hours that are not done are not rolled up'],
-  ['resume', 'go on'],
-  ['cancel', 'its hours that are not done become again what they were'],
-  ['retry', 'ask for its failed hours again'],
-] as const) {
-  backfills
-    .command(change)
-    .description(description)
-    .argument('<id>', 'its number', backfillId)
-    .action((id: number) => {
-      const changes = { what: `${change} backfill`, subject: String(id) };
-      return run((config) =>
-        withConnections(config, { changes }, async (c) =>
-          (await import('./commands/backfills.ts')).changeBackfill(c, change, { id, by: osUser() }),
-        ),
-      );
-    });
-}
 
 withRange(program.command('stats').description('the stored statistics'))
-  .addOption(
-    new Option('--by <what>', 'one line for each user and hour, or for each type as well')
-      .choices(['user', 'type'])
-      .default('user'),
+  .addHelpText(
+    'after',
+    more({
+      examples: [
+        'hourhand stats --from 2026-08-01 --to 2026-09-01 --format csv > august.csv',
+        'hourhand stats --from 1787230800 --to 1787234400 --by type',
+      ],
+      reads: 'ACTIVE_USER_WINDOW_DAYS, with --zeros',
+    }),
   )
-  .addOption(new Option('--format <format>', 'how it is written').choices(['csv', 'json', 'table']).default('table'))
+  .addOption(
+    oneOf(new Option('--by <what>', 'one line for each user and hour, or for each type as well'), [
+      'user',
+      'type',
+    ]).default('user'),
+  )
+  .addOption(oneOf(new Option('--format <format>', 'how it is written'), ['csv', 'json', 'table']).default('table'))
   .option('--zeros', 'also users without a call in the hour who were active in the days before', false)
   .action(({ from, to, ...options }) => {
     const range = rangeOf(from, to);
@@ -203,17 +109,28 @@ withRange(program.command('stats').description('the stored statistics'))
 
 withRange(
   program.command('verify').description('recount from the calls and list every difference; exit 1 if there is any'),
-).action(({ from, to }) => {
-  const range = rangeOf(from, to);
-  return run((config) =>
-    withConnections(config, { patient: true }, async (c) => (await import('./commands/verify.ts')).verify(c, range)),
-  );
-});
+)
+  .addHelpText(
+    'after',
+    more({
+      examples: ['hourhand verify --from 2026-08-01 --to 2026-09-01'],
+      one: 'a figure differs, or an hour is not closed',
+    }),
+  )
+  .action(({ from, to }) => {
+    const range = rangeOf(from, to);
+    return run((config) =>
+      withConnections(config, { patient: true }, async (c) =>
+        (await import('./commands/verify.ts')).verify(c, range),
+      ),
+    );
+  });
 
 withRange(
   program.command('changes').description('what changed in hours that had closed before, by how much, and why'),
 )
-  .addOption(new Option('--format <format>', 'how it is written').choices(['json', 'table']).default('table'))
+  .addHelpText('after', more({ examples: ['hourhand changes --from 2026-08-01 --to 2026-09-01'] }))
+  .addOption(oneOf(new Option('--format <format>', 'how it is written'), ['json', 'table']).default('table'))
   .action(({ from, to, format }) => {
     const range = rangeOf(from, to);
     return run((config) =>
@@ -223,7 +140,17 @@ withRange(
     );
   });
 
-const models = program.command('models').description('which models are known, and which of them answer');
+const models = program
+  .command('models')
+  .description('which models are known, and which of them answer')
+  .helpCommand(false)
+  .addHelpText(
+    'after',
+    more({
+      examples: ['hourhand models status', 'hourhand models check openai/gpt-4o-mini --probe'],
+      reads: 'MODEL_ALLOW_HTTP, and where providers have keys',
+    }),
+  );
 models
   .command('import')
   .description(
@@ -288,9 +215,130 @@ models
     ),
   );
 
+program.commandsGroup('Ask and repair:');
+
+withRange(program.command('backfill').description('ask for the hours of [from, to), widened to whole hours'))
+  .addHelpText(
+    'after',
+    more({
+      examples: [
+        'hourhand backfill --from 2026-08-20T13 --to 2026-08-20T14 --wait',
+        'hourhand backfill --from 2026-08-01 --to 2026-09-01 --only missing --dry-run',
+        'hourhand backfill --from 2026-08-20T13 --to 2026-08-20T14 --user z1abc',
+      ],
+      one: 'an hour fails (--wait), or none has ended yet',
+    }),
+  )
+  .option('--user <did>', 'this user alone')
+  .addOption(oneOf(new Option('--only <which>', 'which hours'), ['missing', 'partial', 'all']).default('all'))
+  .option('--dry-run', 'say what would be asked for, and change nothing', false)
+  .option('--wait', 'until they are rolled up; exit 1 if any could not be', false)
+  .action(({ from, to, user, only, dryRun, wait }, command: Command) => {
+    if (user !== undefined && command.getOptionValueSource('only') === 'cli') {
+      command.error('error: expected --user or --only, got both');
+    }
+    if (user === '') command.error('error: --user: expected a user, got ""');
+    const options = { user, only, dryRun, wait, requestedBy: osUser(), requestedFrom: commandLine() };
+    const range = rangeOf(from, to);
+    const changes = !dryRun && { what: 'backfill', subject: spell(range), detail: { user, only } };
+    return run((config) =>
+      withConnections(config, { changes }, async (c) =>
+        (await import('./commands/backfill.ts')).backfill(c, range, options),
+      ),
+    );
+  });
+
+const backfills = program
+  .command('backfills')
+  .description('the newest backfills: who asked for what, and how far it is')
+  .addHelpText('after', more({ examples: ['hourhand backfills show 7'] }))
+  .option('--json', 'for machines', false)
+  .action((options) =>
+    run((config) =>
+      withConnections(config, {}, async (c) => (await import('./commands/backfills.ts')).backfills(c, options)),
+    ),
+  );
+backfills
+  .command('show')
+  .description('one of them, with its failed hours')
+  .argument('<id>', 'its number', backfillId)
+  .action((id: number, _, command: Command) =>
+    run((config) =>
+      withConnections(config, {}, async (c) =>
+        (await import('./commands/backfills.ts')).showBackfill(c, id, command.optsWithGlobals()),
+      ),
+    ),
+  );
+for (const [change, description] of [
+  ['pause', 'until it is resumed, its hours that are not done are not rolled up'],
+  ['resume', 'go on'],
+  ['cancel', 'its hours that are not done become again what they were'],
+  ['retry', 'ask for its failed hours again'],
+] as const) {
+  backfills
+    .command(change)
+    .description(description)
+    .argument('<id>', 'its number', backfillId)
+    .action((id: number) => {
+      const changes = { what: `${change} backfill`, subject: String(id) };
+      return run((config) =>
+        withConnections(config, { changes }, async (c) =>
+          (await import('./commands/backfills.ts')).changeBackfill(c, change, { id, by: osUser() }),
+        ),
+      );
+    });
+}
+
+const schedule = program
+  .command('schedule')
+  .description('see to the schedulers, and print them with their last and next runs')
+  .addHelpText(
+    'after',
+    more({ examples: ['hourhand schedule pause model.call.stats'], reads: '…_CRON_TIME and LATE_DATA_SECONDS' }),
+  )
+  .action(() =>
+    run((config) =>
+      withConnections(config, { wants: 'change' }, async (c) => (await import('./commands/schedule.ts')).schedule(c)),
+    ),
+  );
+schedule
+  .command('pause')
+  .description('keep a scheduler from firing, whatever any deploy says, until it is resumed')
+  .addArgument(oneOf(new Argument('<id>', 'which scheduler'), SCHEDULER_IDS))
+  .action((id: string) =>
+    run((config) =>
+      withConnections(config, { changes: { what: 'pause scheduler', subject: id } }, async (c) =>
+        (await import('./commands/schedule.ts')).pause(c, id, osUser()),
+      ),
+    ),
+  );
+schedule
+  .command('resume')
+  .description('have a paused scheduler fire again')
+  .addArgument(oneOf(new Argument('<id>', 'which scheduler'), SCHEDULER_IDS))
+  .action((id: string) =>
+    run((config) =>
+      withConnections(config, { changes: { what: 'resume scheduler', subject: id } }, async (c) =>
+        (await import('./commands/schedule.ts')).resume(c, id, osUser()),
+      ),
+    ),
+  );
+schedule
+  .command('run')
+  .description('one tick now, also of a scheduler that is paused or off')
+  .addArgument(oneOf(new Argument('<id>', 'which scheduler'), SCHEDULER_IDS))
+  .action((id: string) =>
+    run((config) =>
+      withConnections(config, { changes: { what: 'run scheduler now', subject: id } }, async (c) =>
+        (await import('./commands/schedule.ts')).tickNow(c, id),
+      ),
+    ),
+  );
+
 program
   .command('stale')
   .description('fail the calls that have been processing for longer than their time-out')
+  .addHelpText('after', more({ reads: 'STALE_MODEL_CALL_TIMEOUT…' }))
   .option('--dry-run', 'show them, and change nothing', false)
   .action(({ dryRun }) => {
     const options = { dryRun, requestedBy: osUser() };
@@ -301,9 +349,79 @@ program
     );
   });
 
+program.commandsGroup('Set up and keep:');
+
+program
+  .command('migrate')
+  .description('apply the migrations that are missing')
+  .action(() =>
+    run(async (config) => {
+      const [{ checkPostgres }, { migrate }] = await Promise.all([
+        import('./connections.ts'),
+        import('./store/migrate.ts'),
+      ]);
+      await checkPostgres(config, { writes: true });
+      const applied = await migrate(config.DATABASE_URL, migrations, (name) => say(`applied ${name}`));
+      // Only now is there an account to write into.
+      if (applied.length > 0)
+        await withAccount(config, { what: 'migrate', subject: applied.join(', ') }, async () => 0);
+      say(applied.length === 0 ? 'nothing to apply' : `${applied.length} applied`);
+      return 0;
+    }),
+  );
+
+program
+  .command('credentials')
+  .description('print a line for DASHBOARD_CREDENTIALS: the password comes from standard input, unseen')
+  .addHelpText('after', more({ examples: ['hourhand credentials ada --role operator >> credentials.txt'] }))
+  .argument('<name>', 'who signs in, or the machine that asks')
+  .addOption(oneOf(new Option('--role <role>', 'what they may'), ROLES).makeOptionMandatory())
+  .option('--token', 'make an API token instead, and show it once', false)
+  .action(async (name: string, options) => {
+    process.exitCode = await (await import('./commands/credentials.ts')).credentials(name, options);
+  });
+
+program
+  .command('import')
+  .description('load calls from a CSV file, plain or gzip, or from standard input (-)')
+  .addHelpText(
+    'after',
+    more({
+      examples: ['hourhand import calls.csv.gz', 'zcat calls.csv.gz | hourhand import - --skip-bad'],
+      one: 'a line is bad',
+    }),
+  )
+  .argument('<file>', 'FILE.csv, FILE.csv.gz or -')
+  .option('--skip-bad', 'name bad lines and import the rest', false)
+  .action((file: string, { skipBad }) =>
+    run((config) =>
+      withAccount(config, { what: 'import', subject: file }, async () =>
+        (await import('./commands/import.ts')).importFile(config, file, { skipBad }),
+      ),
+    ),
+  );
+
+program
+  .command('partition')
+  .description('keep the calls in a partition for each day, week or month, made ahead by the workers')
+  .addHelpText('after', more({ examples: ['hourhand partition --by day --dry-run'] }))
+  .addOption(
+    oneOf(new Option('--by <period>', 'what a partition holds'), ['day', 'week', 'month']).makeOptionMandatory(),
+  )
+  .option('--ahead <n>', 'partitions to be there after the present one', partitionsAhead, 7)
+  .option('--dry-run', 'say what would be done, and change nothing', false)
+  .action(({ by, ahead, dryRun }) =>
+    run((config) =>
+      withConnections(config, { changes: !dryRun && { what: 'partition', subject: `by ${by}` } }, async (c) =>
+        (await import('./commands/partition.ts')).partition(c, { plan: { by, ahead }, dryRun }),
+      ),
+    ),
+  );
+
 program
   .command('retain')
   .description('seal old hours that are right, and delete their calls, and statistics without calls')
+  .addHelpText('after', more({ examples: ['hourhand retain --calls 90d --stats 2y --dry-run'] }))
   .option('--calls <age>', 'keep calls for so long: 72h, 90d, 12w, 2y', (text) => read(parseKept, text))
   .option('--stats <age>', 'keep statistics for so long', (text) => read(parseKept, text))
   .option('--dry-run', 'say what would be done, and change nothing', false)
@@ -320,24 +438,19 @@ program
   });
 
 program
-  .command('credentials')
-  .description('print a line for DASHBOARD_CREDENTIALS: the password comes from standard input, unseen')
-  .argument('<name>', 'who signs in, or the machine that asks')
-  .addOption(new Option('--role <role>', 'what they may').choices(ROLES).makeOptionMandatory())
-  .option('--token', 'make an API token instead, and show it once', false)
-  .action(async (name: string, options) => {
-    process.exitCode = await (await import('./commands/credentials.ts')).credentials(name, options);
-  });
-
-program
-  .command('status')
-  .description('watermark, owed hours, schedulers and queues')
-  .option('--json', 'for machines', false)
-  .action((options) =>
-    run((config) =>
-      withConnections(config, {}, async (c) => (await import('./commands/status.ts')).status(c, options)),
-    ),
-  );
+  .command('completion')
+  .description('print a script that has the tab key complete commands, options, choices and files')
+  .addHelpText(
+    'after',
+    more({
+      examples: [
+        'source <(hourhand completion bash)   # in ~/.bashrc, or zsh in ~/.zshrc',
+        'hourhand completion fish | source     # in ~/.config/fish/config.fish',
+      ],
+    }),
+  )
+  .addArgument(oneOf(new Argument('<shell>', 'of which shell'), ['bash', 'zsh', 'fish']))
+  .action(async (shell: string) => (await import('./commands/completion.ts')).completionScript(shell));
 
 // Whoever reads a report has seen enough (head, a closed pager): no word about it.
 process.stdout.on('error', (error: NodeJS.ErrnoException) => {
@@ -346,12 +459,24 @@ process.stdout.on('error', (error: NodeJS.ErrnoException) => {
 });
 
 try {
-  await program.parseAsync();
+  const words = process.argv.slice(2);
+  // What the scripts of `hourhand completion` ask, at each press of the tab key.
+  if (words[0] === 'complete') (await import('./commands/completion.ts')).complete(program, words.slice(2));
+  else await program.parseAsync(asked(program, words, [program, models]), { from: 'user' });
 } catch (error) {
   process.exitCode = await exitCodeOf(error);
 }
 // What a library may have left open (a socket to a server that does not answer) must not keep a command.
 setTimeout(() => process.exit(), 500).unref();
+
+/** What help says below a command's options; `one`: where it ends with exit code 1 though it did what it does. */
+function more({ examples = [], one, reads }: { examples?: string[]; one?: string; reads?: string }): string {
+  return [
+    ...examples.map((example, i) => `${i === 0 ? '\nSuch as:\n' : ''}  ${example}`),
+    ...(one ? [`\nEnds with 1 as well where ${one}.`] : []),
+    ...(reads ? [`\nReads from the environment: ${reads}.`] : []),
+  ].join('\n');
+}
 
 function withRange(command: Command): Command {
   return command
@@ -390,13 +515,22 @@ function rangeOf(from: Date, to: Date): Range {
 
 /** Read the environment, do the work, and turn its result into the exit code. */
 async function run(work: (config: Config) => Promise<number>): Promise<void> {
-  process.exitCode = await work(readConfig());
+  const config = readConfig();
+  try {
+    process.exitCode = await work(config);
+  } catch (error) {
+    throw (await import('./connections.ts')).inWords(error, config);
+  }
 }
 
 /** @param changes what the command changes, where it does: that leaves a line in the account */
 async function withConnections(
   config: Config,
-  { changes = false, ...options }: { patient?: boolean; changes?: Change | false },
+  {
+    changes = false,
+    wants = changes ? 'change' : 'look',
+    patient,
+  }: { patient?: boolean; changes?: Change | false; wants?: Wants },
   work: (connections: Connections) => Promise<number>,
 ): Promise<number> {
   // What a server says that cannot be reached is in the error that ends the command.
@@ -405,7 +539,7 @@ async function withConnections(
     import('./connections.ts'),
   ]);
   const log = createLogger('error', process.stderr);
-  const connections = await openConnections(config, log, options);
+  const connections = await openConnections(config, log, { patient, wants });
   try {
     return changes ? await accounted(connections.pool, changes, () => work(connections)) : await work(connections);
   } finally {
@@ -417,10 +551,14 @@ type Change = Pick<Action, 'what' | 'subject' | 'detail'>;
 
 /** For what needs no Redis. */
 async function withAccount(config: Config, change: Change, work: () => Promise<number>): Promise<number> {
-  const [{ connect }, { connectClient }] = await Promise.all([import('./store/db.ts'), import('./store/client.ts')]);
-  await (await connectClient(config.DATABASE_URL, change.what)).end(); // or it says in words why not
+  const [{ checkPostgres, checkSchema }, { connect }] = await Promise.all([
+    import('./connections.ts'),
+    import('./store/db.ts'),
+  ]);
+  await checkPostgres(config, { writes: true });
   const pool = connect(config.DATABASE_URL, { connections: 1, onError: () => {} });
   try {
+    await checkSchema(pool);
     return await accounted(pool, change, work);
   } finally {
     await pool.$disconnect();

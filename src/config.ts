@@ -8,6 +8,7 @@ import proxyAddr from 'proxy-addr';
 import { z } from 'zod';
 import { parseCredentials } from './dashboard/credentials.ts';
 import { ModelCallType } from './generated/prisma/enums.ts';
+import { urlProblem } from './given-servers.mjs';
 import { inTheClear } from './providers/base-url.ts';
 import { checkKept, parseKept } from './time/kept.ts';
 import { MAX_MINUTES, parseLimits } from './time/limits.ts';
@@ -24,14 +25,14 @@ export const version = z
   .object({ version: z.string() })
   .parse(JSON.parse(readFileSync(path.join(home, 'package.json'), 'utf8'))).version;
 
-/** A whole number of a unit. */
-const whole = (min: number, max: number) =>
+/** A whole number of a unit, or of none (a port). */
+const whole = (min: number, max: number, unit: string) =>
   z
     .string()
     .regex(/^\d+$/)
     .transform(Number)
     .pipe(z.number().min(min).max(max))
-    .meta({ expected: `a whole number from ${min} to ${max}` });
+    .meta({ expected: `a whole number from ${min} to ${max}`, unit });
 
 /** What a function reads that throws, beginning with `expected`, where it cannot. */
 const readBy = <Value>(read: (text: string) => Value) =>
@@ -55,27 +56,32 @@ const pattern = readBy(parsePattern).meta({
 const types = Object.keys(ModelCallType);
 const limits = readBy((text) => parseLimits(text, types)).meta({
   expected: `TYPE=MINUTES or PROVIDER/MODEL=MINUTES, divided by commas, with a type of ${types.join(', ')} and 1 to ${MAX_MINUTES} minutes`,
+  unit: 'minutes',
 });
 
 /** For how long something is kept; nothing at all is for ever. */
 const kept = readBy((text) => (text === '' ? undefined : parseKept(text))).meta({
   expected: 'hours, days, weeks or years, at least 2d, such as 90d or 2y, or nothing',
+  unit: 'h, d, w or y',
 });
 
 const url = (...protocols: string[]) =>
   z
     .string()
-    .refine((text) => URL.canParse(text) && protocols.includes(new URL(text).protocol))
+    .superRefine((text, { addIssue }) => {
+      const message = urlProblem(text, protocols);
+      if (message) addIssue(message);
+    })
     .meta({
       expected: `a URL that begins with ${protocols.map((protocol) => `${protocol}//`).join(' or ')}`,
       secret: true,
     });
 
-/** An exact amount, kept as text. */
+/** An exact amount of credits, kept as text. */
 const credits = z
   .string()
   .regex(/^\d{1,12}(\.\d{1,8})?$/)
-  .meta({ expected: 'an amount such as 0.01, with at most 8 decimal places' });
+  .meta({ expected: 'an amount such as 0.01, with at most 8 decimal places', unit: 'credits' });
 
 const yesOrNo = z
   .enum(['true', 'false'])
@@ -104,11 +110,10 @@ const webhookSecret = z
 
 const GENERATED = ['imageGeneration', 'audioGeneration', 'video'] as const;
 
-/**
- * Every variable of the environment: the one place that reads them, and what `docs/configuration.md` is made from.
- * `meta.default` is what the table shows; `meta.expected` is what an error says.
- */
-export const environment = {
+/** A variable's schema, its default, and what it does. The schema's `meta` has `expected`, which an error says, and a number's `unit`. */
+type Variables = Record<string, readonly [schema: z.ZodType, fallback: string | undefined, meaning: string]>;
+
+const servers = {
   DATABASE_URL: [
     url('postgres:', 'postgresql:'),
     undefined,
@@ -128,7 +133,24 @@ export const environment = {
     '{hourhand}',
     "Before each of hourhand's keys in Redis. The braces keep a queue's keys on one node of a Redis Cluster.",
   ],
-  PORT: [whole(0, 65_535), '3000', "The dashboard's port; 0 takes a free one."],
+} as const satisfies Variables;
+
+const processes = {
+  WORKER_CONCURRENCY: [
+    whole(1, 64, 'jobs'),
+    String(Math.min(4, availableParallelism())),
+    'Jobs of one queue that a worker process runs at once (default: the cores, at most 4).',
+  ],
+  LOG_LEVEL: [
+    z
+      .enum(['fatal', 'error', 'warn', 'info', 'debug', 'trace', 'silent'])
+      .meta({ expected: 'fatal, error, warn, info, debug, trace or silent' }),
+    'info',
+    'The least that is logged.',
+  ],
+} as const satisfies Variables;
+
+const dashboard = {
   HOST: [
     z
       .string()
@@ -137,6 +159,7 @@ export const environment = {
     '127.0.0.1',
     "The dashboard's address. Any other than this machine's own needs `DASHBOARD_CREDENTIALS` or `PROXY_ADDRESSES`.",
   ],
+  PORT: [whole(0, 65_535, 'none'), '3000', "The dashboard's port; 0 takes a free one."],
   PUBLIC_URL: [
     z
       .string()
@@ -146,6 +169,9 @@ export const environment = {
     '',
     'What browsers call the dashboard, where a reverse proxy stands before it: the host and the origin that it answers to. With https its cookies are for https alone.',
   ],
+} as const satisfies Variables;
+
+const access = {
   DASHBOARD_CREDENTIALS: [
     readBy(parseCredentials).meta({
       expected: 'lines NAME:viewer|operator:HASH, divided by line breaks or ;',
@@ -167,7 +193,11 @@ export const environment = {
     '',
     'What sessions and forms are signed with; by default it is derived from the credentials, and ends all sessions when they change.',
   ],
-  DASHBOARD_SESSION_HOURS: [whole(1, 720), '12', 'Hours without a request after which somebody must sign in again.'],
+  DASHBOARD_SESSION_HOURS: [
+    whole(1, 720, 'hours'),
+    '12',
+    'Hours without a request after which somebody must sign in again.',
+  ],
   PROXY_ADDRESSES: [
     readBy((text) => {
       const addresses = listed(text);
@@ -192,12 +222,196 @@ export const environment = {
     '',
     'Users and groups of such a proxy who are operators; its other users are viewers.',
   ],
+} as const satisfies Variables;
+
+const schedules = {
+  MODEL_CALL_STATS_CRON_TIME: [
+    pattern,
+    '0 1 * * * *',
+    'When the roll-up looks for owed hours. UTC; `off` removes the scheduler.',
+  ],
+  LATE_DATA_SECONDS: [
+    whole(0, 60, 'seconds')
+      .transform((seconds) => (seconds === 0 ? 'off' : seconds === 60 ? '0 * * * * *' : `*/${seconds} * * * * *`))
+      .meta({ expected: 'a whole number from 0 to 60', unit: 'seconds' }),
+    '15',
+    'How often users with late data are rolled up again; 0 removes the scheduler, and leaves it to the look of every 30 seconds.',
+  ],
+  CLEANUP_STALE_MODEL_CALLS_CRON_TIME: [
+    pattern,
+    '0 */10 * * * *',
+    'When calls that hang are looked for. UTC; `off` removes the scheduler.',
+  ],
+  CHECK_MODEL_STATUS_CRON_TIME: [
+    pattern,
+    '0 */15 * * * *',
+    'When the models are checked. UTC; `off` removes the scheduler. Calls of the last interval between two such checks speak for a model.',
+  ],
+  AUDIT_MODEL_CALL_STATS_CRON_TIME: [
+    pattern,
+    '0 30 * * * *',
+    'When a share of the closed hours is recounted from the calls. UTC; `off` removes the scheduler.',
+  ],
+  RETAIN_MODEL_CALLS_CRON_TIME: [
+    pattern,
+    'off',
+    'When hours are sealed, and calls and statistics deleted that are no longer kept. UTC; `off` removes the scheduler.',
+  ],
+} as const satisfies Variables;
+
+const rollUp = {
+  FANOUT_MAX_USER_JOBS: [
+    whole(0, 10_000, 'users'),
+    '64',
+    'Up to so many users an hour has one child for each; above, shards by ranges of buckets.',
+  ],
+  FANOUT_MIN_CALLS: [
+    whole(0, 1_000_000, 'calls'),
+    '20000',
+    'An hour of no more calls, with more users than that, is rolled up by one statement rather than by shards; 0 always fans out.',
+  ],
+  MAX_HOURS_PER_TICK: [whole(1, 100_000, 'hours'), '1000', 'Owed hours that one look enqueues at most.'],
+  PARTIAL_BACKOFF_MAX_SECONDS: [
+    whole(1, 86_400, 'seconds'),
+    '3600',
+    'A partial hour is tried again after 5 seconds, doubling up to so many.',
+  ],
+  ACTIVE_USER_WINDOW_DAYS: [
+    whole(1, 366, 'days'),
+    '7',
+    "Days before an hour's end in which a call makes a user active: who gets zeros with `--zeros`.",
+  ],
+  STORE_ZERO_ROWS: [
+    yesOrNo,
+    'false',
+    'Store the zeros of active users without a call in the hour, for readers who go straight to the table.',
+  ],
+  AUDIT_WITHIN_DAYS: [whole(1, 366, 'days'), '7', 'Days within which the audits see every closed hour once.'],
+} as const satisfies Variables;
+
+const stale = {
+  STALE_MODEL_CALL_TIMEOUT_MINUTES: [
+    whole(1, MAX_MINUTES, 'minutes'),
+    '30',
+    'Calls that have been `processing` for longer are failed.',
+  ],
+  STALE_MODEL_CALL_TIMEOUTS: [
+    limits,
+    '',
+    "Other time-outs, where work is longer: `video=180,provider/model=60`. A model's comes before its type's.",
+  ],
+} as const satisfies Variables;
+
+const keeping = {
+  RETAIN_CALLS: [
+    kept,
+    '',
+    'For how long the scheduler `retain.model.calls` keeps calls; for ever where it says nothing.',
+  ],
+  RETAIN_STATS: [
+    kept,
+    '',
+    'For how long it keeps statistics, at least as long as calls; for ever where it says nothing.',
+  ],
+  CALLS_KEPT_DAYS: [
+    z
+      .union([z.literal('').transform(() => undefined), whole(2, 36_500, 'days')])
+      .meta({ expected: 'a whole number from 2 to 36500, or nothing', unit: 'days' }),
+    '',
+    'Where the gateway archives its calls by itself: hours older than so many days are sealed by the audits, once they are right, so that their statistics stay. Fewer than the gateway keeps them.',
+  ],
+  CHANGE_HISTORY_DAYS: [
+    whole(1, 36_600, 'days'),
+    '400',
+    'Days for which it is kept what changed in an hour after it had closed, and why; which runs and alarms there were; and what was changed by hand, and by whom.',
+  ],
+} as const satisfies Variables;
+
+const models = {
+  MODEL_MINIMUM_CALLS: [
+    whole(1, 1_000_000, 'calls'),
+    '3',
+    'So many calls in the last interval, and a model is judged by them; below, it is probed.',
+  ],
+  MODEL_SLOW_SECONDS: [
+    whole(1, 86_400, 'seconds'),
+    '60',
+    'A model whose median answer takes longer is degraded (to the first byte, where the gateway says so).',
+  ],
+  MODEL_PROBES_PER_HOUR: [whole(0, 1_000_000, 'probes'), '60', 'Probes in any hour, by all processes together.'],
+  MODEL_PROBE_CREDITS_PER_DAY: [
+    credits,
+    '1',
+    'Credits that probes may cost in any 24 hours, by all processes together.',
+  ],
+  MODEL_PROBE_DEFAULT_CREDITS: [
+    credits,
+    '0.01',
+    'What a probe costs of a model whose `probeCredits` nobody has given.',
+  ],
+  MODEL_PROBE_TIMEOUT_SECONDS: [
+    whole(1, 300, 'seconds'),
+    '10',
+    'A probe without its whole answer after so many has failed.',
+  ],
+  MODEL_PROBE_GENERATE: [
+    z
+      .string()
+      .transform((text) => (text === 'off' ? [] : text.split(',')))
+      .pipe(z.array(z.enum(GENERATED)))
+      .meta({ expected: `off, or some of ${GENERATED.join(',')}` }),
+    'off',
+    "Types that are probed by a real generation, at the model's price, rather than by its record (`GET /v1/models/{id}`).",
+  ],
+  MODEL_ALLOW_HTTP: [
+    yesOrNo,
+    'false',
+    'Ask providers and the webhooks by plain http on other machines too, where the key and the answer can be read on the way.',
+  ],
+  MODEL_HISTORY_DAYS: [whole(31, 3_660, 'days'), '90', "Days for which a model's transitions and probes are kept."],
+  MODEL_WEBHOOK_URL: [
+    webhookUrl,
+    '',
+    "Told of each transition of a model's status, signed; https, or http on this machine (`MODEL_ALLOW_HTTP`).",
+  ],
+  MODEL_WEBHOOK_SECRET: [
+    webhookSecret,
+    '',
+    'What the webhook is signed with (HMAC-SHA256, as in the Standard Webhooks specification).',
+  ],
+} as const satisfies Variables;
+
+const alarms = {
+  ALARM_NO_HOUR_CLOSED_MINUTES: [
+    whole(0, 527_040, 'minutes'),
+    '120',
+    'An alarm where no hour of the live range has closed for longer; 0: never. This and what follows: the same in every process.',
+  ],
+  ALARM_TICK_MISSED_SECONDS: [
+    whole(0, 86_400, 'seconds'),
+    '180',
+    'An alarm where a scheduler has no tick so long after it was to fire; 0: never.',
+  ],
+  ALARM_HOUR_PARTIAL_MINUTES: [
+    whole(0, 527_040, 'minutes'),
+    '60',
+    'An alarm where an hour is partial for longer; 0: never.',
+  ],
+  ALARM_WEBHOOK_URL: [
+    webhookUrl,
+    '',
+    'Told of each alarm once, and of its end, signed; https, or http on this machine (`MODEL_ALLOW_HTTP`).',
+  ],
+  ALARM_WEBHOOK_SECRET: [webhookSecret, '', 'What that webhook is signed with, likewise.'],
+} as const satisfies Variables;
+
+const telemetry = {
   METRICS_PORT: [
     z
-      .union([z.literal('').transform(() => undefined), whole(0, 65_535)])
-      .meta({ expected: 'a whole number from 0 to 65535, or nothing' }),
+      .union([z.literal('').transform(() => undefined), whole(0, 65_535, 'none')])
+      .meta({ expected: 'a whole number from 0 to 65535, or nothing', unit: 'none' }),
     '',
-    'Where `hourhand worker` serves its own `/metrics`; 0 takes a free port, nothing serves none. Those of the dashboard are on `PORT`.',
+    'Where `hourhand worker` serves its own `/metrics` and `/healthz`; 0 takes a free port, nothing serves none. Those of the dashboard are on `PORT`.',
   ],
   METRICS_HOST: [
     z
@@ -229,170 +443,37 @@ export const environment = {
     '',
     "The same as the whole URL of the collector's traces.",
   ],
-  LOG_LEVEL: [
-    z
-      .enum(['fatal', 'error', 'warn', 'info', 'debug', 'trace', 'silent'])
-      .meta({ expected: 'fatal, error, warn, info, debug, trace or silent' }),
-    'info',
-    'The least that is logged.',
-  ],
-  WORKER_CONCURRENCY: [
-    whole(1, 64),
-    String(Math.min(4, availableParallelism())),
-    'Jobs of one queue that a worker process runs at once (default: the cores, at most 4).',
-  ],
-  MODEL_CALL_STATS_CRON_TIME: [
-    pattern,
-    '0 1 * * * *',
-    'When the roll-up looks for owed hours. UTC; `off` removes the scheduler.',
-  ],
-  CLEANUP_STALE_MODEL_CALLS_CRON_TIME: [
-    pattern,
-    '0 */10 * * * *',
-    'When calls that hang are looked for. UTC; `off` removes the scheduler.',
-  ],
-  CHECK_MODEL_STATUS_CRON_TIME: [
-    pattern,
-    '0 */15 * * * *',
-    'When the models are checked. UTC; `off` removes the scheduler. Calls of the last interval between two such checks speak for a model.',
-  ],
-  LATE_DATA_SECONDS: [
-    whole(0, 60)
-      .transform((seconds) => (seconds === 0 ? 'off' : seconds === 60 ? '0 * * * * *' : `*/${seconds} * * * * *`))
-      .meta({ expected: 'a whole number from 0 to 60' }),
-    '15',
-    'How often users with late data are rolled up again; 0 removes the scheduler, and leaves it to the look of every 30 seconds.',
-  ],
-  AUDIT_MODEL_CALL_STATS_CRON_TIME: [
-    pattern,
-    '0 30 * * * *',
-    'When a share of the closed hours is recounted from the calls. UTC; `off` removes the scheduler.',
-  ],
-  AUDIT_WITHIN_DAYS: [whole(1, 366), '7', 'Days within which the audits see every closed hour once.'],
-  CALLS_KEPT_DAYS: [
-    z
-      .union([z.literal('').transform(() => undefined), whole(2, 36_500)])
-      .meta({ expected: 'a whole number from 2 to 36500, or nothing' }),
-    '',
-    'Where the gateway archives its calls by itself: hours older than so many days are sealed by the audits, once they are right, so that their statistics stay. Fewer than the gateway keeps them.',
-  ],
-  RETAIN_MODEL_CALLS_CRON_TIME: [
-    pattern,
-    'off',
-    'When hours are sealed, and calls and statistics deleted that are no longer kept. UTC; `off` removes the scheduler.',
-  ],
-  RETAIN_CALLS: [kept, '', 'For how long that scheduler keeps calls; for ever where it says nothing.'],
-  RETAIN_STATS: [
-    kept,
-    '',
-    'For how long that scheduler keeps statistics, at least as long as calls; for ever where it says nothing.',
-  ],
-  CHANGE_HISTORY_DAYS: [
-    whole(1, 36_600),
-    '400',
-    'Days for which it is kept what changed in an hour after it had closed, and why; which runs and alarms there were; and what was changed by hand, and by whom.',
-  ],
-  STALE_MODEL_CALL_TIMEOUT_MINUTES: [
-    whole(1, MAX_MINUTES),
-    '30',
-    'Calls that have been `processing` for longer are failed.',
-  ],
-  STALE_MODEL_CALL_TIMEOUTS: [
-    limits,
-    '',
-    "Other time-outs, where work is longer: `video=180,provider/model=60`. A model's comes before its type's.",
-  ],
-  FANOUT_MAX_USER_JOBS: [
-    whole(0, 10_000),
-    '64',
-    'Up to so many users an hour has one child for each; above, shards by ranges of buckets.',
-  ],
-  FANOUT_MIN_CALLS: [
-    whole(0, 1_000_000),
-    '20000',
-    'An hour of no more calls, with more users than that, is rolled up by one statement rather than by shards; 0 always fans out.',
-  ],
-  MAX_HOURS_PER_TICK: [whole(1, 100_000), '1000', 'Owed hours that one look enqueues at most.'],
-  ACTIVE_USER_WINDOW_DAYS: [
-    whole(1, 366),
-    '7',
-    "Days before an hour's end in which a call makes a user active: who gets zeros with `--zeros`.",
-  ],
-  STORE_ZERO_ROWS: [
-    yesOrNo,
-    'false',
-    'Store the zeros of active users without a call in the hour, for readers who go straight to the table.',
-  ],
-  PARTIAL_BACKOFF_MAX_SECONDS: [
-    whole(1, 86_400),
-    '3600',
-    'A partial hour is tried again after 5 seconds, doubling up to so many.',
-  ],
-  MODEL_MINIMUM_CALLS: [
-    whole(1, 1_000_000),
-    '3',
-    'So many calls in the last interval, and a model is judged by them; below, it is probed.',
-  ],
-  MODEL_SLOW_SECONDS: [
-    whole(1, 86_400),
-    '60',
-    'A model whose median answer takes longer is degraded (to the first byte, where the gateway says so).',
-  ],
-  MODEL_PROBES_PER_HOUR: [whole(0, 1_000_000), '60', 'Probes in any hour, by all processes together.'],
-  MODEL_PROBE_CREDITS_PER_DAY: [
-    credits,
-    '1',
-    'Credits that probes may cost in any 24 hours, by all processes together.',
-  ],
-  MODEL_PROBE_DEFAULT_CREDITS: [
-    credits,
-    '0.01',
-    'What a probe costs of a model whose `probeCredits` nobody has given.',
-  ],
-  MODEL_PROBE_TIMEOUT_SECONDS: [whole(1, 300), '10', 'A probe without its whole answer after so many has failed.'],
-  MODEL_PROBE_GENERATE: [
-    z
-      .string()
-      .transform((text) => (text === 'off' ? [] : text.split(',')))
-      .pipe(z.array(z.enum(GENERATED)))
-      .meta({ expected: `off, or some of ${GENERATED.join(',')}` }),
-    'off',
-    "Types that are probed by a real generation, at the model's price, rather than by its record (`GET /v1/models/{id}`).",
-  ],
-  MODEL_ALLOW_HTTP: [
-    yesOrNo,
-    'false',
-    'Ask providers and the webhooks by plain http on other machines too, where the key and the answer can be read on the way.',
-  ],
-  MODEL_HISTORY_DAYS: [whole(31, 3_660), '90', "Days for which a model's transitions and probes are kept."],
-  MODEL_WEBHOOK_URL: [
-    webhookUrl,
-    '',
-    "Told of each transition of a model's status, signed; https, or http on this machine (`MODEL_ALLOW_HTTP`).",
-  ],
-  MODEL_WEBHOOK_SECRET: [
-    webhookSecret,
-    '',
-    'What the webhook is signed with (HMAC-SHA256, as in the Standard Webhooks specification).',
-  ],
-  ALARM_NO_HOUR_CLOSED_MINUTES: [
-    whole(0, 527_040),
-    '120',
-    'An alarm where no hour of the live range has closed for longer; 0: never. This and what follows: the same in every process.',
-  ],
-  ALARM_TICK_MISSED_SECONDS: [
-    whole(0, 86_400),
-    '180',
-    'An alarm where a scheduler has no tick so long after it was to fire; 0: never.',
-  ],
-  ALARM_HOUR_PARTIAL_MINUTES: [whole(0, 527_040), '60', 'An alarm where an hour is partial for longer; 0: never.'],
-  ALARM_WEBHOOK_URL: [
-    webhookUrl,
-    '',
-    'Told of each alarm once, and of its end, signed; https, or http on this machine (`MODEL_ALLOW_HTTP`).',
-  ],
-  ALARM_WEBHOOK_SECRET: [webhookSecret, '', 'What that webhook is signed with, likewise.'],
-} as const satisfies Record<string, readonly [z.ZodType, string | undefined, string]>;
+} as const satisfies Variables;
+
+/** Every variable of the environment: the one place that reads them, and what `docs/configuration.md` is made from. */
+export const environment = {
+  ...servers,
+  ...processes,
+  ...dashboard,
+  ...access,
+  ...schedules,
+  ...rollUp,
+  ...stale,
+  ...keeping,
+  ...models,
+  ...alarms,
+  ...telemetry,
+};
+
+/** The same under headings, for the docs. */
+export const headings: Record<string, Variables> = {
+  Servers: servers,
+  Processes: processes,
+  Dashboard: dashboard,
+  'Who may': access,
+  Schedules: schedules,
+  'The roll-up': rollUp,
+  'Calls that hang': stale,
+  'What is kept': keeping,
+  Models: models,
+  Alarms: alarms,
+  'Metrics and traces': telemetry,
+};
 
 type Parsed = { [Name in keyof typeof environment]: z.infer<(typeof environment)[Name][0]> };
 

@@ -1,6 +1,7 @@
 // How are both servers reached, and what is said when one does not answer?
 
 import { type Config, migrations, version } from './config.ts';
+import { addressOf, unreachable } from './given-servers.mjs';
 import type { Logger } from './logger.ts';
 import type { AuditPolicy } from './processors/audit-hours.ts';
 import type { CheckPolicy } from './processors/check-models.ts';
@@ -10,17 +11,23 @@ import { checkInterval } from './producers/models.ts';
 import type { StalePolicy } from './producers/stale.ts';
 import {
   askForKey,
+  faultOf as faultOfRedis,
   openQueues,
   producerConnection,
   type Queues,
   type RedisAddress,
   type RedisConnection,
+  redisRemedy,
+  tryToWrite,
   untilReady,
+  type Wants,
 } from './queues/redis.ts';
 import type { AlarmPolicy } from './store/alarms.ts';
+import { connectClient } from './store/client.ts';
 import type { CutPolicy } from './store/cut.ts';
-import { connect, type Pool, reasonOf } from './store/db.ts';
+import { connect, type Db, type Pool, reasonOf, sqlState } from './store/db.ts';
 import { pendingMigrations } from './store/migrate.ts';
+import { faultOf, postgresRemedy } from './store/server.ts';
 import type { Kept } from './time/kept.ts';
 import { intervalOf, type Pattern } from './time/pattern.ts';
 import type { Traces } from './traces.ts';
@@ -47,13 +54,21 @@ export interface Connections {
 const BOOT_MS = 10_000;
 const DAY_SECONDS = 24 * 3600;
 
+/** Why a server does not take us: by its address, with what was expected and found, and what to do. No secret is in it. */
+export class Refusal extends Error {}
+
 /**
- * Reach both servers, or say within ten seconds which of them did not answer and why; and find the schema whole.
+ * Reach both servers, or say within some seconds which of them does not do, and why; and find the schema whole.
  *
  * @param patient for commands that stream a report: no statement or idle transaction is cut off
  * @throws {Error} in words for an operator; no secret of a URL is in it
  */
-export async function openConnections(config: Config, log: Logger, { patient = false } = {}): Promise<Connections> {
+export async function openConnections(
+  config: Config,
+  log: Logger,
+  { patient = false, wants = 'look' }: { patient?: boolean; wants?: Wants } = {},
+): Promise<Connections> {
+  await Promise.all([checkPostgres(config, { writes: wants !== 'look' }), answers('Redis', config)]);
   const quieted = quiet(log);
   const pool = connect(config.DATABASE_URL, {
     connections: config.WORKER_CONCURRENCY * 2 + 5,
@@ -67,11 +82,8 @@ export async function openConnections(config: Config, log: Logger, { patient = f
     await Promise.all([traces?.stop(), pool.$disconnect()]);
   };
   try {
-    await within(BOOT_MS, 'PostgreSQL', pool.$queryRaw`select 1`);
-    const pending = await pendingMigrations(pool, migrations);
-    if (pending.length > 0) throw new Error(`the database lacks ${pending.join(', ')}: type hourhand migrate`);
-    await untilReady(redis, BOOT_MS);
-    await askForKey(redis, config.REDIS_PREFIX);
+    await checkSchema(pool);
+    await checkRedis(redis, config, wants);
     traces = await tracesOf(config, quieted('collector of traces'));
   } catch (error) {
     await close();
@@ -113,7 +125,7 @@ export async function openConnections(config: Config, log: Logger, { patient = f
     hourPartialMinutes: config.ALARM_HOUR_PARTIAL_MINUTES,
   };
   const kept = { calls: config.RETAIN_CALLS, stats: config.RETAIN_STATS };
-  const queues = openQueues(redis, config.REDIS_PREFIX, traces?.of);
+  const queues = openQueues(redis, config.REDIS_PREFIX, { telemetryOf: traces?.of, wants });
   return {
     config,
     log,
@@ -129,6 +141,83 @@ export async function openConnections(config: Config, log: Logger, { patient = f
     traces,
     close,
   };
+}
+
+const URLS = { PostgreSQL: 'DATABASE_URL', Redis: 'REDIS_URL' } as const;
+type Server = keyof typeof URLS;
+
+/** @throws {Refusal} where something else answers at the address, or nobody */
+async function answers(server: Server, config: Config): Promise<void> {
+  const given = config.given.has(URLS[server]) && !(server === 'PostgreSQL' && config.privateDatabase);
+  const mend = given ? `mend ${URLS[server]}` : 'type npm start (or npm run servers)';
+  const problem = await unreachable(server, config[URLS[server]], { ms: BOOT_MS, mend });
+  if (problem) throw new Refusal(problem);
+}
+
+const refusal = (server: Server, config: Config, ...said: string[]) =>
+  new Refusal([`${server} at ${addressOf(server, config[URLS[server]]).shown}`, ...said].join(': '));
+
+/** @throws {Refusal} unless it answers, takes us, is new enough, and, for whoever writes, can be written */
+export async function checkPostgres(config: Config, { writes = false } = {}): Promise<void> {
+  await answers('PostgreSQL', config);
+  let fault: string | undefined;
+  try {
+    const client = await connectClient(config.DATABASE_URL, 'check');
+    fault = await within(BOOT_MS, 'PostgreSQL', faultOf(client, { writes })).finally(() => {
+      client.end().catch(() => {}); // not waited for: it may be silent by now
+    });
+  } catch (error) {
+    throw inWords(error, config, 'PostgreSQL');
+  }
+  if (fault) throw refusal('PostgreSQL', config, fault);
+}
+
+/** @throws {Error} naming what is missing */
+export async function checkSchema(db: Db): Promise<void> {
+  const pending = await pendingMigrations(db, migrations);
+  if (pending.length > 0) throw new Error(`the database lacks ${pending.join(', ')}: type hourhand migrate`);
+}
+
+async function checkRedis(redis: RedisConnection, config: Config, wants: Wants): Promise<void> {
+  let fault: string | undefined;
+  try {
+    await untilReady(redis, BOOT_MS);
+    await askForKey(redis, config.REDIS_PREFIX);
+    fault = await faultOfRedis(redis, wants);
+    if (!fault && wants === 'work') await tryToWrite(redis, config.REDIS_PREFIX);
+  } catch (error) {
+    throw inWords(error, config, 'Redis');
+  }
+  if (fault) throw refusal('Redis', config, fault);
+}
+
+/**
+ * An error as whoever typed a command is to read it: where a server says of itself that it is full, read-only or not for us, its address
+ * and what to do are with it. Any other is left as it is.
+ *
+ * @param from the server, where it is known whose error it is
+ */
+export function inWords(error: unknown, config: Config, from?: Server): unknown {
+  if (error instanceof Refusal) return error;
+  const said = reasonOf(error).replace(/^((PostgreSQL|Redis|not ready): )+/, '');
+  const state = stateOf(error);
+  const ofPostgres = postgresRemedy(state);
+  if (ofPostgres)
+    return refusal('PostgreSQL', config, said.includes(`(${state})`) ? said : `${said} (${state})`, ofPostgres);
+  const ofRedis = from !== 'PostgreSQL' && redisRemedy(said);
+  if (ofRedis) return refusal('Redis', config, said.replace(/([.,] .*|\.)$/, ''), ofRedis);
+  return from ? refusal(from, config, said) : error;
+}
+
+/** The SQLSTATE of whatever it was that PostgreSQL said. */
+function stateOf(error: unknown): string | undefined {
+  if (!(error instanceof Error)) return undefined;
+  const { code } = error as { code?: unknown };
+  // Prisma has codes of its own, and so has Node.
+  return (
+    sqlState(error) ??
+    (typeof code === 'string' && /^[\dA-Z]{5}$/.test(code) && !/^P\d/.test(code) ? code : stateOf(error.cause))
+  );
 }
 
 /** Nothing of it is loaded where no collector is named. */

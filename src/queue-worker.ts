@@ -30,12 +30,15 @@ export function queueWorkers({
   config,
   log,
   connection,
+  withoutInfo = false,
   telemetryOf,
   metrics,
 }: {
   config: Config;
   log: Logger;
   connection: RedisConnection;
+  /** Redis does not answer INFO: BullMQ, which would wait for it for ever, takes it for an old one, and a job may start a second late. */
+  withoutInfo?: boolean;
   telemetryOf?: TelemetryOf | undefined;
   /** Where what is counted is also served. */
   metrics?: Metrics | undefined;
@@ -47,6 +50,7 @@ export function queueWorkers({
       counted(counts, job, () => attempt(log, process, deadlineMs, job, token, signal));
     const worker = new Worker(queue, work, {
       connection,
+      skipVersionCheck: withoutInfo,
       telemetry: telemetryOf?.(queue),
       prefix: config.REDIS_PREFIX,
       concurrency,

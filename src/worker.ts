@@ -22,13 +22,14 @@ import { tickModelsProcessor } from './processors/tick-models.ts';
 import { tickStatsProcessor } from './processors/tick-stats.ts';
 import { enqueueOwed, enqueueUntold } from './producers/hours.ts';
 import { keepPartitions } from './producers/partitions.ts';
-import { ensureScheduler, type SchedulerId, ticksOf, wishes } from './producers/schedules.ts';
+import { ensureScheduler, ticksOf, wishes } from './producers/schedules.ts';
 import { freeLost } from './producers/watchdog.ts';
 import { MINUTE_MS, queueWorkers } from './queue-worker.ts';
 import { auditHours } from './queues/audit.ts';
 import { announceTransition, checkModels, probeModel } from './queues/models.ts';
 import { maxmemoryPolicy, takesTurn, workerConnection } from './queues/redis.ts';
 import { retainCalls } from './queues/retain.ts';
+import type { SchedulerId } from './queues/schedulers.ts';
 import { failStaleCalls } from './queues/stale.ts';
 import { rollUpHour, rollUpMarks, rollUpUsers } from './queues/stats.ts';
 import { repeat } from './repeat.ts';
@@ -61,6 +62,7 @@ export async function startWorker(
   const { config, log, pool, redis, queues, policy, stalePolicy, auditPolicy, kept, traces } = connections;
   const onError = quiet(log);
   const found = await maxmemoryPolicy(redis);
+  const withoutInfo = found.startsWith('unknown');
   if (found !== 'noeviction') {
     log.warn({ expected: 'noeviction', found }, 'Redis may throw jobs away: set its maxmemory-policy');
   }
@@ -68,7 +70,7 @@ export async function startWorker(
   const deploy = await deployOf(pool, version);
   // Opened once nothing can fail any more that would leave it open.
   const connection = workerConnection(redisAddress(config), onError('Redis'));
-  const work = queueWorkers({ config, log, connection, telemetryOf: traces?.of, metrics });
+  const work = queueWorkers({ config, log, connection, withoutInfo, telemetryOf: traces?.of, metrics });
   const deps = { pool, queues, policy };
   const keepAhead = partitionKeeper(connections);
   const ensure = async () => {

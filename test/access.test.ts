@@ -682,9 +682,9 @@ describe('the account', () => {
 
   test('has a line of every command that changes something, and of no other', async () => {
     const range = ['--from', '2026-08-20T13', '--to', '2026-08-20T14'];
-    await hourhand.run(['status']);
-    await hourhand.run(['backfill', ...range, '--dry-run']);
-    await hourhand.run(['stale', '--dry-run']);
+    await Promise.all(
+      [['status'], ['backfill', ...range, '--dry-run'], ['stale', '--dry-run']].map((args) => hourhand.run(args)),
+    );
     expect(await lines()).toEqual([]);
     await hourhand.run(['import', '-'], 'not,a,call\n');
     await hourhand.run(['backfill', ...range]);

@@ -30,7 +30,13 @@ const commands = [
   'backfills',
   'stats',
   'verify',
+  'changes',
+  'models',
   'stale',
+  'retain',
+  'partition',
+  'credentials',
+  'completion',
   'status',
 ];
 
@@ -331,7 +337,7 @@ bob,2026-08-20T13:00:00Z,chatCompletion,1,0,0,0.00000000
     );
     expect((await ask('schedule', 'resume', id)).line).toMatch(/^model\.call\.stats was not paused: live, next /);
     const { code, line } = await ask('schedule', 'pause', 'nonsense');
-    expect([code, line]).toEqual([2, expect.stringMatching(/^expected model\.call\.stats, .*, got "nonsense"$/)]);
+    expect([code, line]).toEqual([2, expect.stringMatching(/expected model\.call\.stats, .*, got "nonsense"$/)]);
   });
 
   test.sequential('verify lists every tampered figure, an hour that is gone from the ledger, and who is pending', async () => {
@@ -399,7 +405,7 @@ describe.concurrent('a server that does not answer ends a command with 1, and on
     expect(await run(env, ['worker'])).toEqual({
       code: 1,
       stdout: '',
-      line: 'PostgreSQL: not ready: no answer within 10 s',
+      line: expect.stringMatching(/^PostgreSQL at \S+: expected PostgreSQL, found no answer within 10 s: /),
     });
   });
 
@@ -409,7 +415,9 @@ describe.concurrent('a server that does not answer ends a command with 1, and on
     expect(await run(env, ['status'])).toEqual({
       code: 1,
       stdout: '',
-      line: expect.stringMatching(/^Redis: not ready within 10 s: connect ECONNREFUSED 127\.0\.0\.1:1$/),
+      line: expect.stringMatching(
+        /^Redis at 127\.0\.0\.1:1: nobody listens there \(ECONNREFUSED\): start it, or mend REDIS_URL$/,
+      ),
     });
   });
 
@@ -434,7 +442,7 @@ describe.concurrent('a server that does not answer ends a command with 1, and on
     expect(await run({ ...nowhere, REDIS_URL: REDIS_URL() }, args)).toEqual({
       code: 1,
       stdout: '',
-      line: expect.stringMatching(/^PostgreSQL: .*127\.0\.0\.1:1/),
+      line: expect.stringMatching(/^PostgreSQL at 127\.0\.0\.1:1: nobody listens there/),
     });
   });
 
@@ -444,7 +452,7 @@ describe.concurrent('a server that does not answer ends a command with 1, and on
     expect(await run({ ...nowhere, REDIS_URL: REDIS_URL(), DATABASE_URL: url.href }, ['status'])).toEqual({
       code: 1,
       stdout: '',
-      line: expect.stringMatching(/^PostgreSQL: .*no_such_database/),
+      line: expect.stringMatching(/^PostgreSQL at \S+: .*no_such_database/),
     });
   });
 });
@@ -550,11 +558,44 @@ describe('wrong usage ends with 2, and one line that says what was expected and 
   const six = 'expected six cron fields in UTC, seconds first (five: minute first), or off, got';
   const asked: [what: string, args: string[], line: string | RegExp, env?: Record<string, string>][] = [
     ['a command that is none', ['bakfill'], "unknown command 'bakfill' (Did you mean backfill?)"],
+    [
+      'no command, though help is asked for',
+      ['bakfill', '--help'],
+      "unknown command 'bakfill' (Did you mean backfill?)",
+    ],
+    ['help for a command that is none', ['help', 'models', 'chek'], "unknown command 'chek' (Did you mean check?)"],
+    [
+      'a command that is none below one that stands alone as well',
+      ['schedule', 'puase', 'model.call.stats'],
+      "unknown command 'puase' (Did you mean pause?)",
+    ],
+    [
+      'a command that is like none',
+      ['backfills', '7'],
+      "unknown command '7': expected show, pause, resume, cancel, retry, help",
+    ],
     ['an option that is none', ['status', '--jsn'], "unknown option '--jsn' (Did you mean --json?)"],
+    ['the beginning of an option', ['stats', '--form', 'csv'], "unknown option '--form' (Did you mean --format?)"],
+    ['an option that is like none', ['import', '-x'], "unknown option '-x': expected --skip-bad, --version, --help"],
+    ['an option without its value', ['backfill', '--from'], "option '--from <T>' argument missing"],
+    ['nobody to be let in', ['credentials'], /^expected <name> and --role <role>, got nothing: /],
+    ['no backfill', ['backfills', 'show', '--json'], /^expected <id>, got nothing: hourhand help backfills show /],
+    [
+      'a scheduler that is none',
+      ['schedule', 'pause', 'model.call.stat'],
+      /expected model\.call\.stats, .*retain\.model\.calls, got "model\.call\.stat" \(Did you mean model\.call\.stats\?\)$/,
+    ],
+    [
+      'a choice that is nearly one',
+      ['backfill', ...span, '--only', 'missng'],
+      /expected missing, partial, all, got "missng" \(Did you mean missing\?\)$/,
+    ],
+    ['a shell that is none', ['completion', 'powershell'], /expected bash, zsh, fish, got "powershell"$/],
     ['an argument too many', ['worker', '3'], /^too many arguments for 'worker'/],
-    ['no file', ['import'], "missing required argument 'file'"],
-    ['no start', ['backfill', '--to', '2026-08-20'], "required option '--from <T>' not specified"],
-    ['no end', ['verify', '--from', '2026-08-20'], "required option '--to <T>' not specified"],
+    ['no file', ['import'], 'expected <file>, got nothing: hourhand help import says more'],
+    ['no range', ['backfill'], 'expected --from <T> and --to <T>, got nothing: hourhand help backfill says more'],
+    ['no start', ['backfill', '--to', '2026-08-20'], /^expected --from <T>, got nothing: /],
+    ['no end', ['verify', '--from', '2026-08-20'], /^expected --to <T>, got nothing: /],
     [
       'a start that is no instant',
       ['stats', '--from', 'yesterday', '--to', '2026-08-20'],
@@ -578,17 +619,17 @@ describe('wrong usage ends with 2, and one line that says what was expected and 
     [
       'a choice that is none',
       ['backfill', ...span, '--only', 'open'],
-      /argument 'open' is invalid\. Allowed choices are missing, partial, all\.$/,
+      /argument 'open' is invalid\. expected missing, partial, all, got "open"$/,
     ],
     [
       'a grouping that is none',
       ['stats', ...span, '--by', 'app'],
-      /argument 'app' is invalid\. Allowed choices are user, type\.$/,
+      /argument 'app' is invalid\. expected user, type, got "app"$/,
     ],
     [
       'a format that is none',
       ['stats', ...span, '--format', 'xml'],
-      /argument 'xml' is invalid\. Allowed choices are csv, json, table\.$/,
+      /argument 'xml' is invalid\. expected csv, json, table, got "xml"$/,
     ],
     [
       'a user, and which hours besides',
@@ -596,7 +637,6 @@ describe('wrong usage ends with 2, and one line that says what was expected and 
       'expected --user or --only, got both',
     ],
     ['a user without a name', ['backfill', ...span, '--user', ''], '--user: expected a user, got ""'],
-    ['nothing at all, which is answered with the help', [], /^Usage: hourhand \[options\] \[command\]\n/],
     [
       'a port that is none, in the environment',
       ['up'],
@@ -610,9 +650,9 @@ describe('wrong usage ends with 2, and one line that says what was expected and 
       { MODEL_CALL_STATS_CRON_TIME: '' },
     ],
     [
-      'a URL that is none, and whose password is not shown',
+      'a URL of something else, whose password is not shown',
       ['worker'],
-      'DATABASE_URL: expected a URL that begins with postgres:// or postgresql://, got (not shown)',
+      'DATABASE_URL: expected a URL that begins with postgres:// or postgresql://, got mysql://… (not shown)',
       { DATABASE_URL: 'mysql://ada:pw-of-ada@127.0.0.1/calls' },
     ],
   ];
@@ -648,16 +688,55 @@ describe('wrong usage ends with 2, and one line that says what was expected and 
 });
 
 describe('help', () => {
-  test('is there for everything, and ends with 0', async () => {
-    const env = nowhere;
-    const [all, version_, ...each] = await typed(
-      [['--help'], ['--version'], ...commands.map((command) => [command, '--help'])].map((args) => ({ args, env })),
-    );
-    expect(all).toMatchObject({ code: 0, line: '' });
-    expect(version_).toEqual({ code: 0, stdout: `${version}\n`, line: '' });
+  const ranges = ['backfill', 'stats', 'verify', 'changes'];
+  const asked = [
+    ['--help'],
+    ['--version'],
+    [],
+    ['models'],
+    ['help', 'schedule', 'pause'],
+    ['models', 'help', 'check'],
+    ['backfill', '-V'],
+  ];
+  let general: Ran[];
+  let each: Ran[];
+  beforeAll(async () => {
+    const lines = [...asked, ...commands.map((command) => [command, '--help'])];
+    const answers = await typed(lines.map((args) => ({ args, env: nowhere })));
+    general = answers.slice(0, asked.length);
+    each = answers.slice(asked.length);
+  });
+
+  test('is there for everything, and ends with 0', () => {
+    expect(general[0]).toMatchObject({ code: 0, line: '' });
+    expect(general[1]).toEqual({ code: 0, stdout: `${version}\n`, line: '' });
     for (const [i, command] of commands.entries()) {
-      expect(all?.stdout).toMatch(new RegExp(`^  ${command} `, 'm'));
+      expect(general[0]?.stdout).toMatch(new RegExp(`^  ${command} `, 'm'));
       expect(each[i]).toEqual({ code: 0, stdout: expect.stringContaining(`Usage: hourhand ${command} `), line: '' });
+    }
+  });
+
+  test('answers whoever types nothing more, or help before or behind a command', () => {
+    expect(general[2]).toEqual(general[0]);
+    expect(general[3]).toEqual(each[commands.indexOf('models')]);
+    expect(general[4]?.stdout).toMatch(/^Usage: hourhand schedule pause /);
+    expect(general[5]?.stdout).toMatch(/^Usage: hourhand models check /);
+    expect(general[6]).toEqual(general[1]);
+  });
+
+  test('names every command under what it is for', () => {
+    const headings = general[0]?.stdout.match(/^\S.*:$/gm);
+    expect(headings).toEqual(['Options:', 'Run it:', 'Look:', 'Ask and repair:', 'Set up and keep:']);
+  });
+
+  test('fits into 80 columns, and tells the exit codes, the environment, and of ranges an example', () => {
+    for (const { stdout } of [...general.filter(({ stdout }) => stdout !== `${version}\n`), ...each]) {
+      expect(stdout.split('\n').filter((text) => text.length > 80)).toEqual([]);
+      expect(stdout).toMatch(/^Exit codes: 0 .*\nEnvironment: DATABASE_URL/m);
+    }
+    for (const command of ranges) {
+      const help = each[commands.indexOf(command)]?.stdout;
+      expect(help).toMatch(new RegExp(`^  hourhand ${command} --from \\S+ --to \\S+`, 'm'));
     }
   });
 });
@@ -712,10 +791,12 @@ async function typed(lines: { args: string[]; env: Record<string, string> }[]): 
   const cli = JSON.stringify(path.join(home, 'dist', 'cli.js'));
   const script = `
     const said = {};
+    process.exit = () => {}; // half a second after each of them: the others are still to be typed
     for (const name of ['stdout', 'stderr']) {
       process[name].write = (text) => Boolean((said[name] += text));
       process[name].setMaxListeners(0);
     }
+    process.exit = () => {}; // which each of them asks for half a second after its end, when others are still to come
     process.once('message', async (lines) => {
       const answers = [];
       const env = { ...process.env };

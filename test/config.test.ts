@@ -1,7 +1,7 @@
 import { existsSync } from 'node:fs';
 import path from 'node:path';
 import { describe, expect, test } from 'vitest';
-import { ConfigError, environment, home, migrations, readConfig, version } from '../src/config.ts';
+import { ConfigError, environment, headings, home, migrations, readConfig, version } from '../src/config.ts';
 
 const servers = {
   DATABASE_URL: 'postgresql://ada:pw-of-ada@db.example/calls',
@@ -378,19 +378,31 @@ describe('what a wrong URL holds is not shown', () => {
     [
       'DATABASE_URL',
       'mysql://ada:hunter2@db.example/calls',
-      'expected a URL that begins with postgres:// or postgresql://',
+      'expected a URL that begins with postgres:// or postgresql://, got mysql://… (not shown)',
     ],
-    ['DATABASE_URL', 'ada:hunter2@db.example', 'expected a URL that begins with postgres:// or postgresql://'],
+    [
+      'DATABASE_URL',
+      'ada:hunter2@db.example',
+      'expected a URL that begins with postgres:// or postgresql://, got (not shown)',
+    ],
     [
       'DATABASE_URL',
       'postgresql://ada:hunter2@db.example:port/calls',
-      'expected a URL that begins with postgres:// or postgresql://',
+      'expected a URL that begins with postgres:// or postgresql://, got (not shown); in a password # is written %23, and / %2F',
     ],
-    ['REDIS_URL', 'http://:hunter2@redis.example', 'expected a URL that begins with redis:// or rediss://'],
-    ['REDIS_URL', 'hunter2', 'expected a URL that begins with redis:// or rediss://'],
+    [
+      'REDIS_URL',
+      'http://:hunter2@redis.example',
+      'expected a URL that begins with redis:// or rediss://, got http://… (not shown)',
+    ],
+    [
+      'REDIS_URL',
+      'hunter2',
+      'expected a URL that begins with redis:// or rediss://, got (not shown); in a password # is written %23, and / %2F',
+    ],
   ])('%s=%s', (name, value, says) => {
     const said = problems({ ...servers, [name]: value });
-    expect(said).toBe(`${name}: ${says}, got (not shown)`);
+    expect(said).toBe(`${name}: ${says}`);
     expect(said).not.toContain('hunter2');
   });
 
@@ -445,6 +457,21 @@ test('every variable says what it is for, and its default is one that it takes',
     expect(schema.meta()?.expected, name).toBeTruthy();
     if (fallback !== undefined) expect(schema.safeParse(fallback).success, name).toBe(true);
   }
+});
+
+test('every number has a unit, which is what the name of its variable ends with', () => {
+  const parsed = readConfig(servers);
+  for (const [name, [schema]] of Object.entries(environment)) {
+    const { expected, unit } = schema.meta() as { expected: string; unit?: string };
+    const counts = typeof parsed[name as keyof typeof environment] === 'number';
+    if (counts || /number|amount|days|minutes/.test(expected)) expect(unit, name).toBeTruthy();
+    const [, named] = /_(SECONDS|MINUTES|HOURS|DAYS)$/.exec(name) ?? [];
+    if (named) expect(unit, name).toBe(named.toLowerCase());
+  }
+});
+
+test('every variable stands under one heading of the docs', () => {
+  expect(Object.values(headings).flatMap((variables) => Object.keys(variables))).toEqual(Object.keys(environment));
 });
 
 test('the checkout and its version are found', () => {

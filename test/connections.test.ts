@@ -92,7 +92,9 @@ describe.skipIf(!redisHere)('a Redis Cluster of three nodes', () => {
         ).catch(({ message }) => message),
       ),
     );
-    const moved = 'Redis: no answer about {none}: it is one node of a Redis Cluster: set REDIS_CLUSTER=true';
+    const moved = expect.stringMatching(
+      /^Redis at 127\.0\.0\.1:\d+: no answer about \{none\}: it is one node of a Redis Cluster: set REDIS_CLUSTER=true$/,
+    );
     expect(refusals.sort()).toEqual([moved, moved, 'they were taken']);
   });
 
@@ -123,7 +125,7 @@ test('a user of Redis with no more than the rights that the manual names runs th
     const check = await hourhand.run(['models', 'check']);
     expect(check).toMatchObject({ code: 0, stderr: expect.stringContaining('1 models looked at') });
     const other = { ...urlsOf(hourhand), REDIS_PREFIX: '{of-another}' };
-    expect(await refusal(other)).toMatch(/^Redis: no answer about \{of-another\}: NOPERM/);
+    expect(await refusal(other)).toMatch(/^Redis at \S+: no answer about \{of-another\}: NOPERM/);
     expect(inspect([hourhand.logged, check])).not.toContain('s3cr3t');
   } finally {
     await admin.redis.acl('DELUSER', name);
@@ -174,22 +176,22 @@ describe.skipIf(!redisSpeaksTls)('TLS, with a certificate of an authority of our
     [
       'PostgreSQL, of an authority that nobody knows',
       ({ plain }) => ({ ...urls(plain), DATABASE_URL: `${plain.databaseUrl}?sslmode=require` }),
-      /^PostgreSQL: not ready: .*(certificate|verify)/,
+      /^PostgreSQL at \S+: .*(certificate|verify)/,
     ],
     [
       'PostgreSQL, of another name',
       ({ plain, tls }) => ({ ...urls(plain), DATABASE_URL: tls.databaseUrl.replace('127.0.0.1', 'localhost') }),
-      /^PostgreSQL: not ready: .*altnames/,
+      /^PostgreSQL at \S+: .*altnames/,
     ],
     [
       'a node of a Redis Cluster, of an authority that nobody knows',
       ({ plain, tls }) => ({ ...urls(plain), REDIS_URL: tls.redisUrl, REDIS_CLUSTER: 'true' }),
-      /^Redis: not ready: .*(certificate|verify)/,
+      /^Redis at \S+: .*(certificate|verify)/,
     ],
     [
       'Redis, of an authority that nobody knows',
       ({ plain, tls }) => ({ ...urls(plain), REDIS_URL: tls.redisUrl }),
-      /^Redis: not ready: .*(certificate|verify)/,
+      /^Redis at \S+: .*(certificate|verify)/,
     ],
   ];
   test.each(refused)('a certificate of %s is refused in seconds', async (_, env, says) => {
@@ -270,29 +272,29 @@ describe.concurrent('credentials that are not taken are not told', () => {
   afterAll(() => hourhand?.[Symbol.asyncDispose]());
 
   test.each([
-    ['a wrong password of PostgreSQL', { DATABASE_URL }, /^PostgreSQL: not ready: .*password authentication failed/],
+    ['a wrong password of PostgreSQL', { DATABASE_URL }, /^PostgreSQL at \S+: .*password authentication failed/],
     [
       'a PostgreSQL that nobody reaches',
       { DATABASE_URL: `postgresql://ada:${secret}@127.0.0.1:1/calls` },
-      /^PostgreSQL: not ready: .*127\.0\.0\.1:1/,
+      /^PostgreSQL at 127\.0\.0\.1:1: nobody listens there/,
     ],
-    ['an authority of PostgreSQL in no file', { DATABASE_URL: unread }, /^PostgreSQL: not ready: .*\/no\/such\/file/],
-    ['a wrong password of Redis', { REDIS_URL }, /^Redis: not ready: WRONGPASS/],
-    ['a wrong password of a Redis Cluster', { REDIS_URL, REDIS_CLUSTER: 'true' }, /^Redis: not ready: WRONGPASS/],
+    ['an authority of PostgreSQL in no file', { DATABASE_URL: unread }, /^PostgreSQL at \S+: .*\/no\/such\/file/],
+    ['a wrong password of Redis', { REDIS_URL }, /^Redis at \S+: WRONGPASS/],
+    ['a wrong password of a Redis Cluster', { REDIS_URL, REDIS_CLUSTER: 'true' }, /^Redis at \S+: WRONGPASS/],
     [
       'a Redis that is in no cluster',
       { REDIS_URL: serverUrl('TEST_REDIS_URL'), REDIS_CLUSTER: 'true' },
-      /^Redis: not ready: .*cluster support disabled/,
+      /^Redis at \S+: .*cluster support disabled/,
     ],
   ])('%s', async (_, env, says) => {
     expect(await refusal({ ...urlsOf(hourhand), ...env })).toMatch(says);
   });
 
   test.each([
-    [['worker'], { REDIS_URL }, /^hourhand: Redis: not ready: WRONGPASS.*\n$/],
-    [['status'], { DATABASE_URL }, /^hourhand: PostgreSQL: not ready: .*\n$/],
-    [['migrate'], { DATABASE_URL }, /^hourhand: PostgreSQL: not ready: .*\n$/],
-    [['import', '-'], { DATABASE_URL: unread }, /^hourhand: PostgreSQL: not ready: .*\/no\/such\/file'?\n$/],
+    [['worker'], { REDIS_URL }, /^hourhand: Redis at \S+: WRONGPASS.*\n$/],
+    [['status'], { DATABASE_URL }, /^hourhand: PostgreSQL at \S+: .*\n$/],
+    [['migrate'], { DATABASE_URL }, /^hourhand: PostgreSQL at \S+: .*\n$/],
+    [['import', '-'], { DATABASE_URL: unread }, /^hourhand: PostgreSQL at \S+: .*\/no\/such\/file'?\n$/],
   ])('by hourhand %s, at any level of the log', async (args, env, says) => {
     const { code, stdout, stderr } = await hourhand.run(args, '', { ...env, LOG_LEVEL: 'trace' });
     expect([code, stderr]).toEqual([1, expect.stringMatching(says)]);

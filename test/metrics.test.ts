@@ -394,7 +394,7 @@ describe('a worker process', () => {
     return { url, stop };
   };
 
-  test('serves what it counts itself on a port of its own, and nothing else', async () => {
+  test('serves what it counts itself, and that it lives, on a port of its own, and nothing else', async () => {
     await using hourhand = await startHourhand({ METRICS_PORT: '0' });
     const { url = '', stop } = await start(hourhand);
     expect(url).toMatch(/^http:\/\/127\.0\.0\.1:\d+\/metrics$/);
@@ -412,11 +412,12 @@ describe('a worker process', () => {
     expect(
       await Promise.all([status('/'), status('/queues'), status('/metrics', 'POST'), status('/metrics?x')]),
     ).toEqual([404, 404, 405, 200]);
+    expect(await (await fetch(new URL('/healthz', url))).json()).toEqual({ status: 'ok', version });
     expect(await stop()).toBe(0);
     await expect(fetch(url)).rejects.toThrow('fetch failed');
   });
 
-  test('asks for the token that it was given', async () => {
+  test('asks for the token that it was given, but not whoever asks whether it lives', async () => {
     const token = '0123456789abcdef';
     await using hourhand = await startHourhand({ METRICS_PORT: '0', METRICS_HOST: '0.0.0.0', METRICS_TOKEN: token });
     const { url = '', stop } = await start(hourhand);
@@ -435,6 +436,7 @@ describe('a worker process', () => {
       expect(await status(wrong), wrong).toBe(401);
     }
     expect(await status(`Bearer ${token}`)).toBe(200);
+    expect((await fetch(new URL('/healthz', url))).status).toBe(200);
     expect(await stop()).toBe(0);
   });
 

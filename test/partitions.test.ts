@@ -472,7 +472,7 @@ async function same(one: Hourhand, other: Hourhand): Promise<void> {
     ['stats', ...range, '--zeros', '--format', 'csv'],
     ['verify', ...range],
   ]) {
-    const [{ stdout }, others] = [await one.run(args), await other.run(args)];
+    const [{ stdout }, others] = await Promise.all([one.run(args), other.run(args)]);
     expect(others).toMatchObject({ code: 0, stdout });
   }
 }

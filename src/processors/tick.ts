@@ -1,7 +1,7 @@
 // What does every tick do, whichever scheduler it is of?
 
-import type { SchedulerId } from '../producers/schedules.ts';
 import { isAskedFor } from '../queues/define-job.ts';
+import type { SchedulerId } from '../queues/schedulers.ts';
 import { type Pool, reasonOf } from '../store/db.ts';
 import { markTicked, scheduleOf } from '../store/schedules.ts';
 import type { Process } from './context.ts';

@@ -3,6 +3,7 @@
 import type { JobSchedulerJson, Queue } from 'bullmq';
 import { addJobs, askedTick, tickOptions } from '../queues/define-job.ts';
 import type { Queues } from '../queues/redis.ts';
+import { SCHEDULER_IDS, SCHEDULERS } from '../queues/schedulers.ts';
 import type { Db, Pool } from '../store/db.ts';
 import {
   type Deploy,
@@ -31,18 +32,6 @@ export interface Patterns {
   readonly RETAIN_MODEL_CALLS_CRON_TIME: Pattern;
 }
 
-/** Every scheduler that hourhand has: its id, its variable, and its queue, which holds nothing but its ticks. */
-const SCHEDULERS = [
-  ['model.call.stats', 'MODEL_CALL_STATS_CRON_TIME', 'ticks'],
-  ['late.model.calls', 'LATE_DATA_SECONDS', 'lateTicks'],
-  ['cleanup.stale.model.calls', 'CLEANUP_STALE_MODEL_CALLS_CRON_TIME', 'staleTicks'],
-  ['check.model.status', 'CHECK_MODEL_STATUS_CRON_TIME', 'modelTicks'],
-  ['audit.model.call.stats', 'AUDIT_MODEL_CALL_STATS_CRON_TIME', 'auditTicks'],
-  ['retain.model.calls', 'RETAIN_MODEL_CALLS_CRON_TIME', 'retainTicks'],
-] as const;
-
-export type SchedulerId = (typeof SCHEDULERS)[number][0];
-
 /** A scheduler was named that there is none of. */
 export class UnknownScheduler extends RangeError {}
 
@@ -53,7 +42,7 @@ export class UnknownScheduler extends RangeError {}
  */
 export function ticksOf(queues: Queues, id: string): Queue {
   const found = SCHEDULERS.find(([known]) => known === id);
-  if (!found) throw new UnknownScheduler(`expected ${SCHEDULERS.map(([known]) => known).join(', ')}, got "${id}"`);
+  if (!found) throw new UnknownScheduler(`expected ${SCHEDULER_IDS.join(', ')}, got "${id}"`);
   return queues[found[2]];
 }
 

@@ -129,9 +129,9 @@ export async function untilReady(redis: RedisConnection, ms: number): Promise<vo
       let last: Error | undefined;
       off = onErrors(redis, (error) => {
         if (!last || error.message !== 'Connection is closed.') last = error; // which says nothing of why
-        if (isFinal(error)) reject(new Error(`Redis: not ready: ${error.message}`));
+        if (isFinal(error)) reject(new Error(error.message));
       });
-      const late = () => new Error(`Redis: not ready within ${ms / 1000} s: ${last?.message ?? 'no answer'}`);
+      const late = () => new Error(`not ready within ${ms / 1000} s: ${last?.message ?? 'no answer'}`);
       timer = setTimeout(() => reject(late()), ms);
       redis.once('ready', resolve);
     });
@@ -155,7 +155,7 @@ export async function askForKey(redis: RedisConnection, prefix: string): Promise
   } catch (cause) {
     const said = cause instanceof Error ? cause.message : String(cause);
     const moved = said.startsWith('MOVED ') && 'it is one node of a Redis Cluster: set REDIS_CLUSTER=true';
-    throw new Error(`Redis: no answer about ${prefix}: ${moved || said}`, { cause });
+    throw new Error(`no answer about ${prefix}: ${moved || said}`, { cause });
   }
 }
 
@@ -213,6 +213,65 @@ async function policyOf(redis: Redis): Promise<string> {
   return /^maxmemory_policy:(\S+)/m.exec(await redis.info('memory'))?.[1] ?? 'unknown: INFO does not say';
 }
 
+/** What BullMQ asks for; an older one it takes as well, and warns on each connection. */
+const OLDEST = [6, 2] as const;
+
+/** What somebody wants of a server: to look, which one does for that takes no writes; to change; or to work, and so to rely on what it keeps. */
+export type Wants = 'look' | 'change' | 'work';
+
+/**
+ * What Redis does not say of itself is no reason to be found wanting.
+ *
+ * @returns what was expected and found, and what to do; undefined where nothing is wrong with it
+ */
+export async function faultOf(redis: RedisConnection, wants: Wants): Promise<string | undefined> {
+  try {
+    const told = await Promise.all(mastersOf(redis).map((node) => node.info()));
+    return told.map((info) => faultIn(info, wants)).find((fault) => fault !== undefined);
+  } catch (error) {
+    if (error instanceof Error && error.name === 'ReplyError') return undefined;
+    throw error;
+  }
+}
+
+function faultIn(info: string, wants: Wants): string | undefined {
+  const field = (name: string) => new RegExp(`^${name}:(.*?)\\r?$`, 'm').exec(info)?.[1] ?? '';
+  const version = field('redis_version');
+  const [major = 0, minor = 0] = version.split('.').map(Number);
+  if (version && (major < OLDEST[0] || (major === OLDEST[0] && minor < OLDEST[1]))) {
+    return `expected version ${OLDEST.join('.')} or newer, found ${version}: upgrade it, or name another in REDIS_URL`;
+  }
+  if (wants === 'look') return undefined;
+  if (field('role') === 'slave' && field('slave_read_only') === '1') {
+    return `expected one that takes writes, found a replica of ${field('master_host')}:${field('master_port')}: name its master in REDIS_URL`;
+  }
+  const policy = field('maxmemory_policy');
+  if (wants === 'change' || policy === '' || policy === NO_EVICTION) return undefined;
+  const setting = `maxmemory-policy ${NO_EVICTION}`;
+  return `expected ${setting}, found ${policy}, which may throw jobs away: type redis-cli CONFIG SET ${setting}, and write ${setting} into its redis.conf`;
+}
+
+/** @throws {Error} where Redis is full, cannot keep what it is told, or takes nothing of us */
+export async function tryToWrite(redis: RedisConnection, prefix: string): Promise<void> {
+  await redis.set(`${prefix}:turn:start`, '1', 'PX', 1_000);
+}
+
+const REMEDIES: readonly (readonly [RegExp, string])[] = [
+  [/^OOM/, 'its memory is full: give it more (maxmemory), or remove what fills it'],
+  [/^MISCONF/, 'it cannot write its data to disk: make room there, and see its log'],
+  [/^READONLY/, 'it is a replica: name its master in REDIS_URL'],
+  [/^WRONGPASS/, 'look at the user and the password in REDIS_URL'],
+  [/^NOAUTH/, 'write its password into REDIS_URL: redis://:PASSWORD@…'],
+  [/NOPERM/, 'docs/operations.md names the rights that are needed'],
+  [/max number of clients/, 'end other connections, or raise its maxclients'],
+  [/cluster support disabled/, 'leave REDIS_CLUSTER out'],
+];
+
+/** What to do about what Redis answers; undefined where it says so itself. */
+export function redisRemedy(said: string): string | undefined {
+  return REMEDIES.find(([pattern]) => pattern.test(said))?.[1];
+}
+
 export interface Queues {
   readonly ticks: Queue;
   readonly hours: Queue;
@@ -234,11 +293,24 @@ export interface Queues {
 /** What BullMQ tells of a queue's jobs, where they are traced. */
 export type TelemetryOf = (queue: string) => Telemetry;
 
-/** Every queue, on one connection that the caller keeps and closes. Parents and children never share one. */
-export function openQueues(connection: RedisConnection, prefix: string, telemetryOf?: TelemetryOf): Queues {
+/**
+ * Every queue, on one connection that the caller keeps and closes. Parents and children never share one. For whoever only looks nothing
+ * is written as they are opened: a replica would have them connect again and again.
+ */
+export function openQueues(
+  connection: RedisConnection,
+  prefix: string,
+  { telemetryOf, wants = 'change' }: { telemetryOf?: TelemetryOf; wants?: Wants } = {},
+): Queues {
   const open = (name: string) => {
-    const telemetry = telemetryOf?.(name);
-    const queue = new Queue(name, { connection, prefix, streams: { events: { maxLen: 1_000 } }, telemetry });
+    const queue = new Queue(name, {
+      connection,
+      prefix,
+      streams: { events: { maxLen: 1_000 } },
+      telemetry: telemetryOf?.(name),
+      skipMetasUpdate: wants === 'look',
+      skipVersionCheck: true, // `faultOf` has asked, once for all of them
+    });
     // The connection's owner reports its errors, once.
     queue.on('error', () => {});
     return queue;

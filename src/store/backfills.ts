@@ -2,8 +2,11 @@
 
 import { type Hour, hourOf } from '../time/hour.ts';
 import type { Range } from '../time/range.ts';
-import { type Db, instant, type Now, type Pool, Sql } from './db.ts';
+import { type Db, instant, type Now, type Pool, Sql, sqlState } from './db.ts';
 import type { Only } from './survey.ts';
+
+/** The SQLSTATE of a write to a database that takes none. */
+const READ_ONLY = '25006';
 
 export type BackfillState = 'running' | 'paused' | 'cancelled' | 'finished';
 
@@ -131,18 +134,22 @@ async function failuresOf(db: Db, id: number): Promise<FailedHour[]> {
 }
 
 /**
- * Write down of the running backfills which have nothing pending any more; cheap where none is running. Their rows are locked by a
- * statement of its own: what is pending is asked after whoever has just asked for more.
+ * Write down of the running backfills which have nothing pending any more; cheap where none is running, and nothing where the database
+ * takes no writes. Their rows are locked by a statement of its own: what is pending is asked after whoever has just asked for more.
  *
  * @returns their ids
  */
 export async function finishBackfills(pool: Pool, now?: Now): Promise<number[]> {
-  return pool.$transaction(async (db) => {
+  const finishing = pool.$transaction(async (db) => {
     const running = await db.$queryRaw<{ id: bigint }[]>`
       select id from "Backfill" where state = 'running' order by id for update skip locked`;
     if (running.length === 0) return [];
     const ids = running.map(({ id }) => id);
     return finish(db, ids, now);
+  });
+  return finishing.catch((error: unknown) => {
+    if (sqlState(error) === READ_ONLY) return []; // whoever looks at a standby sees them all the same
+    throw error;
   });
 }
 

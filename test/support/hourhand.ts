@@ -68,7 +68,7 @@ export async function startHourhand(env: Record<string, string> = {}, options: {
   const config: Config = readConfig(environment);
   const logged: Record<string, unknown>[] = [];
   const log = createLogger('info', { write: (line: string) => void logged.push(JSON.parse(line)) });
-  const connections: Connections = await openConnections(config, log);
+  const connections: Connections = await openConnections(config, log, { wants: 'change' });
   const { pool, queues, redis } = connections;
   const workers: { stop(): Promise<void> }[] = [];
   const children = new Set<ChildProcess>();

@@ -2,7 +2,7 @@
 
 import { readFileSync, rmSync } from 'node:fs';
 import path from 'node:path';
-import { localTest, startServers } from '../../scripts/servers.mjs';
+import { localOwn, startServers } from '../../scripts/servers.mjs';
 import { migrations } from '../../src/config.ts';
 import { migrate } from '../../src/store/migrate.ts';
 import { until } from './hourhand.ts';
@@ -16,7 +16,7 @@ export type Server = 'postgres' | 'redis';
  * @param name of its directory: no two tests that run at once may share one
  */
 export async function ownServers(name: string, ...which: Server[]) {
-  const dir = path.join(localTest, 'own', name);
+  const dir = path.join(localOwn, name);
   const wanted = { dir, postgres: which.includes('postgres'), redis: which.includes('redis') };
   const { databaseUrl, redisUrl, release } = await startServers({ ...wanted, throwAway: true });
   if (wanted.postgres) await migrate(databaseUrl, migrations);

@@ -1,0 +1,159 @@
+// A user whom the system hardly knows, beside tests, through kills, stops and resets: with the packages there already.
+import { execFileSync, spawnSync } from 'node:child_process';
+import { existsSync, readdirSync, statSync } from 'node:fs';
+import path from 'node:path';
+import { afterAll, beforeAll, expect, it } from 'vitest';
+import { root } from '../../scripts/servers.mjs';
+import { until } from '../support/hourhand.ts';
+import { bareCheckout } from './support/checkout.ts';
+import {
+  belongings,
+  type Command,
+  environment,
+  give,
+  isRoot,
+  killAll,
+  onlyThese,
+  type Place,
+  processesOf,
+  temporaryFolder,
+  type,
+  typed,
+  which,
+} from './support/machine.ts';
+
+const folder = temporaryFolder();
+const checkout = path.join(folder.dir, 'home', 'my hourhand');
+/** Of root's making: somebody whom passwd does not know, where the kernel lets such a one run PostgreSQL. */
+const unknown = 40_000 + (process.pid % 20_000);
+const maps = ['--map-user=65534', '--map-group=65534', 'true'];
+const mayBeUnknown = isRoot && spawnSync('unshare', maps, { uid: unknown, gid: unknown }).status === 0;
+const uid = mayBeUnknown ? unknown : isRoot ? 1 : (process.getuid?.() ?? 0);
+const who = mayBeUnknown
+  ? 'a user without an entry in passwd'
+  : `user ${uid} (we may not be one whom passwd does not know)`;
+const hasApt = which('apt-get') !== undefined && which('dpkg-deb') !== undefined;
+const redis = hasApt ? 'a Redis that is unpacked into the checkout' : 'the Redis of the PATH (no apt-get is here)';
+let place: Place;
+let up: Command;
+
+beforeAll(() => {
+  bareCheckout(checkout);
+  for (const dir of ['node_modules', 'test/counterparts/node_modules']) {
+    execFileSync('cp', ['-al', path.join(root, dir), path.join(checkout, dir)]);
+  }
+  give(path.join(folder.dir, 'home'), uid);
+  // All that the system has, but a Redis only where there is no other way to one.
+  const programs = ['/usr/bin', '/bin', '/usr/sbin', '/sbin']
+    .flatMap((dir) => readdirSync(dir))
+    .filter((name) => !hasApt || !/^(redis|valkey)-/.test(name));
+  const PATH = onlyThese(
+    path.join(folder.dir, 'bin'),
+    Object.fromEntries(programs.map((name) => [name, which(name)])),
+  );
+  const env = environment({
+    PATH,
+    HOME: path.join(folder.dir, 'home'),
+    TMPDIR: undefined,
+    PORT: '0',
+    TZ: 'Asia/Kolkata',
+  });
+  place = { cwd: checkout, env, ...(isRoot ? { uid, gid: uid } : {}) };
+});
+
+afterAll(async () => {
+  await up?.interrupt();
+  killAll(folder.dir);
+  folder[Symbol.dispose]();
+});
+
+const npm = (...args: string[]) => typed(place, 'npm', ...args);
+async function start(): Promise<void> {
+  up = type(place, 'npm', 'start');
+  await up.says(/^dashboard: /m);
+}
+/** What the ledger and the stored statistics say, as far as nothing but a lost or doubled hour changes it. */
+async function figures(): Promise<string> {
+  const { code, said } = await typed(
+    place,
+    process.execPath,
+    ...[
+      'bin/hourhand.mjs',
+      'stats',
+      '--from',
+      '2026-01-01',
+      '--to',
+      new Date().toISOString().slice(0, 13),
+      '--format',
+      'csv',
+    ],
+  );
+  expect(code, said).toBe(0);
+  return said;
+}
+
+it(`${who}, with ${redis}, gets the page`, async () => {
+  await start();
+  expect(up.said()).toMatch(/^hour \S+ closed: \d+ users, \d+ calls$/m);
+  expect(existsSync(path.join(checkout, '.local/redis-binaries'))).toBe(hasApt);
+});
+
+it('npm test beside a running npm start passes, and leaves it alone', async () => {
+  const before = await figures();
+  const test = await npm('test', '--', 'test/time.test.ts', 'test/marks.test.ts');
+  expect(test.code, test.said).toBe(0);
+  expect(await figures()).toBe(before);
+  expect(existsSync(path.join(checkout, '.local/test/postgres'))).toBe(false);
+});
+
+it('after kill -9 of everything npm start finds all that was there, and leaves no litter', async () => {
+  const before = await figures();
+  expect(before.split('\n').length).toBeGreaterThan(10);
+  const litter = () => belongings(uid, folder.dir).filter((name) => !name.startsWith('process')).length;
+  const ofOneServer = litter();
+  killAll(folder.dir);
+  await until(
+    async () => processesOf(folder.dir),
+    (left) => left.length === 0,
+  );
+  await start();
+  expect(await figures()).toBe(before);
+  if (mayBeUnknown) expect(litter()).toBe(ofOneServer);
+});
+
+it('npm run stop ends npm start, and stops servers that a killed one has left', async () => {
+  const stop = await npm('run', 'stop');
+  expect(stop.said).toMatch(/^ {2}node scripts\/start\.mjs \(pid \d+\) is asked to end$/m);
+  expect(await up.ends()).toBe(0);
+  expect(processesOf(folder.dir)).toEqual([]);
+
+  await start();
+  killAll(folder.dir, /npm|start\.mjs|cli\.js/);
+  await up.ends();
+  const left = await npm('run', 'stop');
+  expect(left.said).toMatch(/^ {2}postgres \(pid \d+\), left over, is stopped$/m);
+  expect(left.said).toMatch(/^ {2}redis \(pid \d+\), left over, is stopped$/m);
+  expect(left.code).toBe(0);
+  expect(processesOf(folder.dir)).toEqual([]);
+});
+
+it('npm run reset deletes nothing where nobody can answer, and everything with --yes; npm start begins anew', async () => {
+  const data = path.join(checkout, '.local/postgres/data');
+  const { ino } = statSync(data);
+  const asked = await npm('run', 'reset');
+  expect(asked.said).toMatch(/type npm run reset -- --yes$/m);
+  expect(asked.code).toBe(2);
+  expect(statSync(data).ino).toBe(ino);
+
+  const reset = await npm('run', 'reset', '--', '--yes');
+  expect(reset.code, reset.said).toBe(0);
+  expect(existsSync(data)).toBe(false);
+  await start();
+  expect(up.said()).toMatch(/^sample: \d+ calls of \d+ users loaded/m);
+});
+
+it('Ctrl-C leaves no process, no temporary file and no shared memory of this user', async () => {
+  expect(await up.interrupt(), up.said()).toBe(0);
+  if (mayBeUnknown) expect(belongings(uid, folder.dir)).toEqual([]);
+  expect(processesOf(folder.dir)).toEqual([]);
+});
