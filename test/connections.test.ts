@@ -13,7 +13,7 @@ import { createLogger } from '../src/logger.ts';
 import { maxmemoryPolicy, producerConnection, untilReady } from '../src/queues/redis.ts';
 import { connect } from '../src/store/db.ts';
 import { migrate } from '../src/store/migrate.ts';
-import { giveProviders } from '../src/store/models.ts';
+import { forgetModels, giveProviders, providerIds, providerOf } from '../src/store/models.ts';
 import { redisHere, redisSpeaksTls, startCluster, startTlsServers } from './support/cluster-and-tls.ts';
 import { serverUrl } from './support/database.ts';
 import { type Hourhand, h, startHourhand, until } from './support/hourhand.ts';
@@ -225,6 +225,30 @@ test('options in the URL of PostgreSQL stand beside our own, which win', async (
     expect(await setting('search_path')).toEqual([{ is: 'elsewhere' }]);
     expect(await setting('TimeZone')).toEqual([{ is: 'UTC' }]);
     expect(await setting('statement_timeout')).toEqual([{ is: '5min' }]);
+  } finally {
+    await pool.$disconnect();
+  }
+});
+
+test('a schema that the URL of PostgreSQL names has all the tables, and every command finds them there', async () => {
+  await using hourhand = await startHourhand();
+  await hourhand.pool.$executeRaw`create schema elsewhere`;
+  const url = new URL(hourhand.environment.DATABASE_URL);
+  url.search = 'options=-c%20search_path%3Delsewhere';
+  await migrate(url.href, migrations);
+  const pool = connect(url.href, { connections: 1, onError: () => {} });
+  try {
+    await hourhand.pool.$executeRaw`drop schema public cascade`;
+    const openai = { id: 'openai', baseUrl: 'https://127.0.0.1:1', apiKeyEnv: 'NONE', concurrency: 1 };
+    await giveProviders(pool, [{ ...openai, concurrency: 2, models: [MODEL] }]);
+    await giveProviders(pool, [{ ...openai, models: [MODEL] }]);
+    expect([await providerIds(pool), await providerOf(pool, 'openai'), await providerOf(pool, 'other')]).toEqual([
+      ['openai'],
+      openai,
+      undefined,
+    ]);
+    expect([await forgetModels(pool, 'openai', 'other'), await forgetModels(pool, 'openai')]).toEqual([0, 1]);
+    expect(await providerIds(pool)).toEqual([]);
   } finally {
     await pool.$disconnect();
   }

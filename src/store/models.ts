@@ -33,9 +33,13 @@ export async function giveProviders(pool: Pool, providers: readonly GivenProvide
   const given = providers.flatMap(({ id, models }) => models.map((model) => ({ providerId: id, ...model })));
   const ids = providers.map(({ id }) => id);
   return pool.$transaction(async (db) => {
-    for (const { models: _, ...provider } of providers) {
-      await db.modelProvider.upsert({ where: { id: provider.id }, create: provider, update: provider });
-    }
+    await db.$executeRaw`
+      insert into "ModelProvider" (id, "baseUrl", "apiKeyEnv", concurrency)
+      select id, "baseUrl", "apiKeyEnv", concurrency
+        from jsonb_to_recordset(${JSON.stringify(providers)}::jsonb)
+          as g(id text, "baseUrl" text, "apiKeyEnv" text, concurrency int)
+      on conflict (id) do update
+         set "baseUrl" = excluded."baseUrl", "apiKeyEnv" = excluded."apiKeyEnv", concurrency = excluded.concurrency`;
     const removed = await db.$executeRaw`
       delete from "ModelStatus" s
        where "providerId" = any(${ids}::text[])
@@ -62,19 +66,22 @@ export async function discoverModels(db: Db, found: readonly ModelKey[]): Promis
 /** Forget a provider with its models, or one model of it; returns how many models that were. Their history stays for as long as any. */
 export async function forgetModels(pool: Pool, providerId: string, model?: string): Promise<number> {
   return pool.$transaction(async (db) => {
-    const forgotten = await db.modelStatus.deleteMany({ where: { providerId, model } });
-    if (model === undefined) await db.modelProvider.deleteMany({ where: { id: providerId } });
-    return forgotten.count;
+    const forgotten = await db.$executeRaw`
+      delete from "ModelStatus" where "providerId" = ${providerId} and (${model ?? null}::text is null or model = ${model ?? null})`;
+    if (model === undefined) await db.$executeRaw`delete from "ModelProvider" where id = ${providerId}`;
+    return forgotten;
   });
 }
 
 /** A provider, if it is known. */
-export async function providerOf(db: Db, id: string): Promise<Provider | null> {
-  return db.modelProvider.findUnique({ where: { id } });
+export async function providerOf(db: Db, id: string): Promise<Provider | undefined> {
+  const [provider] = await db.$queryRaw<Provider[]>`
+    select id, "baseUrl", "apiKeyEnv", concurrency from "ModelProvider" where id = ${id}`;
+  return provider;
 }
 
 export async function providerIds(db: Db): Promise<string[]> {
-  const rows = await db.modelProvider.findMany({ select: { id: true }, orderBy: { id: 'asc' } });
+  const rows = await db.$queryRaw<{ id: string }[]>`select id from "ModelProvider" order by id`;
   return rows.map(({ id }) => id);
 }
 
