@@ -60,6 +60,14 @@ test('a second time changes nothing', async () => {
   expect(await database.query('select state from "StatHour"')).toEqual([{ state: 'open' }]);
 });
 
+test('however long one takes, no time-out of the role or the database ends it', async () => {
+  await using database = await emptyDatabase();
+  await database.query(
+    `do $$ begin execute format('alter database %I set statement_timeout = 1', current_database()); end $$`,
+  );
+  expect(await migrate(database.url, migrations)).toEqual(ours);
+});
+
 test('several at once apply each of them once', async () => {
   await using database = await emptyDatabase();
   const applied = await Promise.all(Array.from({ length: 5 }, () => migrate(database.url, migrations)));

@@ -4,7 +4,7 @@ import pg from 'pg';
 import { reach } from './db.ts';
 
 /**
- * One connection of plain `pg`, without any time-out on its statements. The caller ends it.
+ * One connection of plain `pg`; what the role says of time-outs holds there. The caller ends it.
  *
  * @throws {Error} when the server does not take it within ten seconds, with the reason
  */

@@ -31,7 +31,7 @@ export async function migrate(
 ): Promise<string[]> {
   const client = await connectClient(url, 'migrate');
   try {
-    await client.query("set lock_timeout = '60s'");
+    await client.query("set lock_timeout = '60s'; set statement_timeout = 0"); // whatever the role has
     await client.query('select pg_advisory_lock($1)', [PRISMA_LOCK]);
     await client.query(`
       create table if not exists _prisma_migrations (
