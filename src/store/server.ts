@@ -12,11 +12,16 @@ export async function faultOf(client: pg.Client, { writes }: { writes: boolean }
     major: number;
     standby: boolean;
     off: boolean;
-    name: string;
+    where: string | null;
   }>(`
     select current_setting('server_version') as version, current_setting('server_version_num')::int / 10000 as major,
            pg_is_in_recovery() as standby, current_setting('default_transaction_read_only')::bool as off,
-           quote_ident(current_database()) as name`);
+           (select case source
+                     when 'client' then null
+                     when 'user' then format('ROLE %I', current_user)
+                     when 'database user' then format('ROLE %I IN DATABASE %I', current_user, current_database())
+                     else format('DATABASE %I', current_database()) end
+              from pg_settings where name = 'default_transaction_read_only') as where`);
   const [server] = rows;
   if (server && server.major < OLDEST_POSTGRES) {
     return `expected version ${OLDEST_POSTGRES} or newer, found ${server.version}: upgrade it, or name another in DATABASE_URL`;
@@ -24,16 +29,25 @@ export async function faultOf(client: pg.Client, { writes }: { writes: boolean }
   if (!writes) return undefined;
   if (server?.standby) return 'expected one that takes writes, found a standby: name the primary in DATABASE_URL';
   if (server?.off) {
-    return `expected one that takes writes, found default_transaction_read_only on: type ALTER DATABASE ${server.name} SET default_transaction_read_only = off, or name the primary in DATABASE_URL`;
+    const mend = server.where
+      ? `type ALTER ${server.where} SET default_transaction_read_only = off`
+      : 'take it out of the options in DATABASE_URL';
+    return `expected one that takes writes, found default_transaction_read_only on: ${mend}, or name the primary in DATABASE_URL`;
   }
   return undefined;
 }
 
+const POOLER =
+  'a pooler stands between that hands on no options or no prepared statements: name PostgreSQL itself in DATABASE_URL';
+
 const REMEDIES: Record<string, string> = {
+  '08P01': POOLER,
   '25006': 'it is read-only: name the primary in DATABASE_URL, or set default_transaction_read_only = off',
+  '26000': POOLER,
   '28000': 'look at the user and sslmode in DATABASE_URL, and at its pg_hba.conf',
   '28P01': 'look at the user and the password in DATABASE_URL',
   '3D000': 'create it there (CREATE DATABASE), or name another in DATABASE_URL',
+  '42P05': POOLER,
   '42501':
     "hourhand's own role owns its tables: type CREATE DATABASE … OWNER for it, or GRANT CREATE ON SCHEMA to it",
   '53100': 'its disk is full: make room there, and do this again',
