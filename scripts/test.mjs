@@ -2,7 +2,7 @@
 import { chmodSync, mkdirSync, mkdtempSync, rmSync } from 'node:fs';
 import { tmpdir } from 'node:os';
 import path from 'node:path';
-import { checkGiven } from '../src/given-servers.mjs';
+import { checkGiven, withHost } from '../src/given-servers.mjs';
 import { runUntilStopped } from './processes.mjs';
 import { localTest, ownServersOfTests, root, startServers, stopServers } from './servers.mjs';
 import { checkNode, checkWritable, setUp } from './set-up.mjs';
@@ -41,7 +41,7 @@ async function test() {
       // Where a browser would keep something for its next start.
       XDG_CONFIG_HOME: path.join(temporary, 'config'),
       XDG_CACHE_HOME: path.join(temporary, 'cache'),
-      TEST_DATABASE_URL: databaseUrl ?? servers.databaseUrl,
+      TEST_DATABASE_URL: withHost(databaseUrl) ?? servers.databaseUrl,
       TEST_REDIS_URL: redisUrl ?? servers.redisUrl,
     };
     const code = await runUntilStopped(process.execPath, command, { cwd: root, env, stop, patience: 5_000 });

@@ -8,7 +8,7 @@ import proxyAddr from 'proxy-addr';
 import { z } from 'zod';
 import { parseCredentials } from './dashboard/credentials.ts';
 import { ModelCallType } from './generated/prisma/enums.ts';
-import { urlProblem } from './given-servers.mjs';
+import { urlProblem, withHost } from './given-servers.mjs';
 import { inTheClear } from './providers/base-url.ts';
 import { checkKept, parseKept } from './time/kept.ts';
 import { MAX_MINUTES, parseLimits } from './time/limits.ts';
@@ -480,7 +480,7 @@ type Parsed = { [Name in keyof typeof environment]: z.infer<(typeof environment)
 export type Config = Parsed & {
   /** The database is the private one of this checkout, not one that somebody gave. */
   readonly privateDatabase: boolean;
-  /** The variables that the environment says something of; the others have their defaults. */
+  /** The variables that the environment says something of, and no private server; the others have their defaults. */
   readonly given: ReadonlySet<string>;
 };
 
@@ -498,7 +498,7 @@ export function readConfig(env: NodeJS.ProcessEnv = process.env): Config {
   const servers = existsSync(local) ? JSON.parse(readFileSync(local, 'utf8')) : {};
   const given: Record<string, string | undefined> = {
     ...env,
-    DATABASE_URL: env.DATABASE_URL || servers.databaseUrl,
+    DATABASE_URL: withHost(env.DATABASE_URL || servers.databaseUrl),
     REDIS_URL: env.REDIS_URL || servers.redisUrl,
   };
   const problems: string[] = [];
@@ -527,22 +527,19 @@ export function readConfig(env: NodeJS.ProcessEnv = process.env): Config {
   const parsed = Object.fromEntries(values) as Parsed;
   const wrong = redisProblem(parsed) ?? webhookProblem(parsed) ?? retainProblem(parsed) ?? metricsProblem(parsed);
   if (wrong) throw new ConfigError(wrong);
-  const privateDatabase = !env.DATABASE_URL || env.DATABASE_URL === servers.databaseUrl;
-  return {
-    ...parsed,
-    privateDatabase,
-    given: new Set(Object.keys(environment).filter((name) => env[name] !== undefined)),
-  };
+  // npm start hands the private servers on.
+  const own = [undefined, '', servers.databaseUrl, servers.redisUrl];
+  const names = Object.keys(environment).filter((name) => !own.includes(env[name]));
+  return { ...parsed, privateDatabase: !names.includes('DATABASE_URL'), given: new Set(names) };
 }
 
 // What no variable can say alone.
 
 function redisProblem({ REDIS_CLUSTER, REDIS_URL }: Parsed): string | undefined {
-  const { username, password, pathname } = new URL(REDIS_URL);
-  try {
-    decodeURIComponent(username + password);
-  } catch {
-    return 'REDIS_URL: expected each % of its user and password to be written %25, got (not shown)';
+  const { pathname, searchParams } = new URL(REDIS_URL);
+  // The client would ask for a database NaN, and end the process when there is none.
+  if (!/^\/?\d*$/.test(pathname) || !/^\d*$/.test(searchParams.get('db') ?? '')) {
+    return 'REDIS_URL: expected the number of a database behind its host, got another (not shown)';
   }
   if (!REDIS_CLUSTER || /^\/?0?$/.test(pathname)) return undefined;
   return 'REDIS_URL: expected no database beside REDIS_CLUSTER=true, for a cluster has 0 alone, got another (not shown)';

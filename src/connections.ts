@@ -68,7 +68,7 @@ export async function openConnections(
   log: Logger,
   { patient = false, wants = 'look' }: { patient?: boolean; wants?: Wants } = {},
 ): Promise<Connections> {
-  await Promise.all([checkPostgres(config, { writes: wants !== 'look' }), answers('Redis', config)]);
+  await checkServers(config, wants);
   const quieted = quiet(log);
   const pool = connect(config.DATABASE_URL, {
     connections: config.WORKER_CONCURRENCY * 2 + 5,
@@ -83,7 +83,9 @@ export async function openConnections(
   };
   try {
     await checkSchema(pool);
-    await checkRedis(redis, config, wants);
+    await untilReady(redis, BOOT_MS).catch((error) => {
+      throw inWords(error, config, 'Redis');
+    });
     traces = await tracesOf(config, quieted('collector of traces'));
   } catch (error) {
     await close();
@@ -148,14 +150,25 @@ type Server = keyof typeof URLS;
 
 /** @throws {Refusal} where something else answers at the address, or nobody */
 async function answers(server: Server, config: Config): Promise<void> {
-  const given = config.given.has(URLS[server]) && !(server === 'PostgreSQL' && config.privateDatabase);
-  const mend = given ? `mend ${URLS[server]}` : 'type npm start (or npm run servers)';
+  const mend = config.given.has(URLS[server]) ? `mend ${URLS[server]}` : 'type npm start (or npm run servers)';
   const problem = await unreachable(server, config[URLS[server]], { ms: BOOT_MS, mend });
   if (problem) throw new Refusal(problem);
 }
 
 const refusal = (server: Server, config: Config, ...said: string[]) =>
   new Refusal([`${server} at ${addressOf(server, config[URLS[server]]).shown}`, ...said].join(': '));
+
+/**
+ * Look at both servers before anything is begun.
+ *
+ * @throws {Refusal} saying in one line all that is wrong with either
+ */
+export async function checkServers(config: Config, wants: Wants): Promise<void> {
+  const looks = [checkPostgres(config, { writes: wants !== 'look' }), checkRedis(config, wants)];
+  const refused = (await Promise.allSettled(looks)).filter((look) => look.status === 'rejected');
+  if (refused.length > 1) throw new Refusal(refused.map(({ reason }) => reasonOf(reason)).join('; '));
+  if (refused[0]) throw refused[0].reason;
+}
 
 /** @throws {Refusal} unless it answers, takes us, is new enough, and, for whoever writes, can be written */
 export async function checkPostgres(config: Config, { writes = false } = {}): Promise<void> {
@@ -178,8 +191,11 @@ export async function checkSchema(db: Db): Promise<void> {
   if (pending.length > 0) throw new Error(`the database lacks ${pending.join(', ')}: type hourhand migrate`);
 }
 
-async function checkRedis(redis: RedisConnection, config: Config, wants: Wants): Promise<void> {
+/** On a connection of its own, whose errors are in what it throws and nowhere else. */
+async function checkRedis(config: Config, wants: Wants): Promise<void> {
+  await answers('Redis', config);
   let fault: string | undefined;
+  const redis = producerConnection(redisAddress(config), () => {});
   try {
     await untilReady(redis, BOOT_MS);
     await askForKey(redis, config.REDIS_PREFIX);
@@ -187,6 +203,8 @@ async function checkRedis(redis: RedisConnection, config: Config, wants: Wants):
     if (!fault && wants === 'work') await tryToWrite(redis, config.REDIS_PREFIX);
   } catch (error) {
     throw inWords(error, config, 'Redis');
+  } finally {
+    redis.disconnect();
   }
   if (fault) throw refusal('Redis', config, fault);
 }

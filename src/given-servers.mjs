@@ -18,18 +18,36 @@ const KNOWN = /^(postgres(ql)?|rediss?|valkeys?|https?|mysql|mariadb|mongodb|amq
 /** What a silent server gets before it is asked whether it is another, and then to answer that. */
 const PATIENCE = 1_000;
 
+/** `postgres://user@/database?host=/folder` names a socket, and is no URL to any other than PostgreSQL: we name a host. */
+export function withHost(text) {
+  return text?.replace(/^(postgres(ql)?:\/\/[^/]*@)(?=\/)/, '$1localhost');
+}
+
 /** What is wrong with a URL, beginning with `expected`, and without what is in it; undefined if nothing is. */
 export function urlProblem(text, protocols) {
   const expected = `expected a URL that begins with ${protocols.map((name) => `${name}//`).join(' or ')}`;
-  if (!URL.canParse(text)) return `${expected}, got (not shown); in a password # is written %23, and / %2F`;
-  const { protocol } = new URL(text);
-  if (protocols.includes(protocol)) return undefined;
-  return `${expected}, got ${KNOWN.test(protocol) ? `${protocol}//… ` : ''}(not shown)`;
+  if (!URL.canParse(withHost(text))) {
+    return `${expected}, got (not shown); it has one host, a port of at most 65535, and in a password # is written %23, and / %2F`;
+  }
+  const { protocol, username, password, searchParams } = new URL(withHost(text));
+  if (!protocols.includes(protocol)) {
+    return `${expected}, got ${KNOWN.test(protocol) ? `${protocol}//… ` : ''}(not shown)`;
+  }
+  try {
+    decodeURIComponent(username + password);
+  } catch {
+    return 'expected each % of its user and password to be written %25, got (not shown)';
+  }
+  // Prisma's own word, which its driver for PostgreSQL does not know: our tables would be in another schema than was said.
+  if (SERVERS.PostgreSQL.protocols.includes(protocol) && !['public', null].includes(searchParams.get('schema'))) {
+    return 'expected another schema than public to be named by ?options=-c%20search_path%3DNAME, got ?schema=… (not shown)';
+  }
+  return undefined;
 }
 
 /** Where a URL leads: `host` and `port`, or the `path` of a socket; `shown` is for people, and holds no secret. */
 export function addressOf(server, text) {
-  const { protocol, hostname, port, searchParams } = new URL(text);
+  const { protocol, hostname, port, searchParams } = new URL(withHost(text));
   const setting = (name) => (server === 'PostgreSQL' && searchParams.get(name)) || '';
   const host = (setting('host') || decodeURIComponent(hostname) || 'localhost').replace(/^\[(.+)\]$/, '$1');
   const number = Number(setting('port') || port || SERVERS[server].port);
@@ -75,13 +93,13 @@ async function problemAt(address, wanted, { ms, mend, text }) {
     const soon = await Promise.race([asked, sleep(Math.min(PATIENCE, ms))]);
     if (soon?.code)
       return `${unreached(soon.code, ms)}: ${soon.code === 'ENOTFOUND' ? mend : `start it, or ${mend}`}`;
-    if (isAnswer(wanted, soon)) return tlsProblem(text, soon);
+    if (isAnswer(wanted, soon)) return refusalIn(wanted, soon) ?? tlsProblem(text, soon);
     const other = await whoElse(address, wanted, soon, over.signal);
     const hint =
       wanted.startsWith('Redis') && other?.includes('Redis') ? ' (redis:// is without TLS, rediss:// with)' : '';
     if (other) return `expected ${wanted}, found ${other}: ${mend}${hint}`;
     const late = await asked;
-    if (isAnswer(wanted, late)) return tlsProblem(text, late);
+    if (isAnswer(wanted, late)) return refusalIn(wanted, late) ?? tlsProblem(text, late);
     if (late.code) return `${unreached(late.code, ms)}: start it, or ${mend}`;
     const found = late.said
       ? 'something else'
@@ -102,9 +120,19 @@ function unreached(code, ms) {
   return code === 'LATE' ? `no connection within ${ms / 1000} s` : `no connection (${code})`;
 }
 
+/** What Redis says as it hangs up: its client would try again and again, and only hear that it was hung up on. */
+function refusalIn(wanted, { said }) {
+  if (wanted === 'PostgreSQL') return undefined;
+  if (said.startsWith('-DENIED')) {
+    return 'expected one that takes other machines, found one in protected mode: give it a password (requirepass), or set protected-mode no';
+  }
+  if (!said.startsWith('-ERR max number of clients')) return undefined;
+  return 'max number of clients reached: end other connections, or raise its maxclients';
+}
+
 /** PostgreSQL says at once whether it speaks TLS; its client would wait to be told, and not say what to do. */
 function tlsProblem(text, { said }) {
-  const { searchParams } = new URL(text);
+  const { searchParams } = new URL(withHost(text));
   const mode =
     searchParams.get('sslmode') ?? (/^(true|1)$/.test(searchParams.get('ssl') ?? '') ? 'require' : 'disable');
   if (said !== 'N' || mode === 'disable') return undefined;

@@ -388,7 +388,7 @@ describe('what a wrong URL holds is not shown', () => {
     [
       'DATABASE_URL',
       'postgresql://ada:hunter2@db.example:port/calls',
-      'expected a URL that begins with postgres:// or postgresql://, got (not shown); in a password # is written %23, and / %2F',
+      'expected a URL that begins with postgres:// or postgresql://, got (not shown); it has one host, a port of at most 65535, and in a password # is written %23, and / %2F',
     ],
     [
       'REDIS_URL',
@@ -398,7 +398,7 @@ describe('what a wrong URL holds is not shown', () => {
     [
       'REDIS_URL',
       'hunter2',
-      'expected a URL that begins with redis:// or rediss://, got (not shown); in a password # is written %23, and / %2F',
+      'expected a URL that begins with redis:// or rediss://, got (not shown); it has one host, a port of at most 65535, and in a password # is written %23, and / %2F',
     ],
   ])('%s=%s', (name, value, says) => {
     const said = problems({ ...servers, [name]: value });
@@ -410,6 +410,22 @@ describe('what a wrong URL holds is not shown', () => {
     [
       { REDIS_CLUSTER: 'true' },
       'REDIS_URL: expected no database beside REDIS_CLUSTER=true, for a cluster has 0 alone, got another (not shown)',
+    ],
+    [
+      { REDIS_URL: 'redis://redis.example/calls' },
+      'REDIS_URL: expected the number of a database behind its host, got another (not shown)',
+    ],
+    [
+      { REDIS_URL: 'redis://redis.example?db=calls' },
+      'REDIS_URL: expected the number of a database behind its host, got another (not shown)',
+    ],
+    [
+      { DATABASE_URL: 'postgres://ada:50%ab@db.example/calls' },
+      'DATABASE_URL: expected each % of its user and password to be written %25, got (not shown)',
+    ],
+    [
+      { DATABASE_URL: 'postgres://db.example/calls?schema=billing' },
+      'DATABASE_URL: expected another schema than public to be named by ?options=-c%20search_path%3DNAME, got ?schema=… (not shown)',
     ],
     [
       { REDIS_URL: 'redis://:pw-of-100%-ada@redis.example' },

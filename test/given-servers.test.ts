@@ -6,7 +6,7 @@ import { once } from 'node:events';
 import { cpSync, mkdtempSync, readdirSync, rmSync } from 'node:fs';
 import { createServer as createHttpServer } from 'node:http';
 import { type AddressInfo, createServer, connect as netConnect } from 'node:net';
-import { tmpdir } from 'node:os';
+import { networkInterfaces, tmpdir } from 'node:os';
 import path from 'node:path';
 import { promisify } from 'node:util';
 import { Redis } from 'ioredis';
@@ -255,6 +255,29 @@ describe('a PostgreSQL', () => {
     expect([seen.status, asked.status]).toEqual([200, 503]);
   });
 
+  test('that takes no writes of a role says how to change that of the role', async () => {
+    const { pool, environment } = hourhand;
+    const url = asRole(environment.DATABASE_URL);
+    const [{ database }] = await pool.$queryRaw<[{ database: string }]>`select current_database() as database`;
+    const offer = async (DATABASE_URL: string) => {
+      const said = await refusalOf({ DATABASE_URL }, 'change');
+      return /found default_transaction_read_only on: (.*), or name the primary in DATABASE_URL$/.exec(
+        said ?? '',
+      )?.[1];
+    };
+    for (const whose of [`role ${role}`, `role ${role} in database ${database}`]) {
+      await pool.$executeRawUnsafe(`alter ${whose} set default_transaction_read_only = on`);
+      const typed = /^type (.*)$/.exec((await offer(url)) ?? '')?.[1] ?? '';
+      expect(typed.toLowerCase()).toBe(`alter ${whose} set default_transaction_read_only = off`);
+      await pool.$executeRawUnsafe(typed);
+      expect(await offer(url)).toBe(undefined);
+      await pool.$executeRawUnsafe(`alter ${whose} reset all`);
+    }
+    expect(await offer(`${url}?options=-c%20default_transaction_read_only%3Don`)).toBe(
+      'take it out of the options in DATABASE_URL',
+    );
+  });
+
   test('that has no connection left, no room, or no right for us says so, and what to do', async () => {
     const { pool, environment } = hourhand;
     await pool.$executeRawUnsafe(`alter role ${role} connection limit 0`);
@@ -279,6 +302,37 @@ describe('a PostgreSQL', () => {
       stderr: `hourhand: ${at}could not extend file: No space left on device (53100): its disk is full: make room there, and do this again\n`,
     });
   });
+});
+
+test('a PostgreSQL is reached by a socket, also where its URL has a user and no host', async () => {
+  await using hourhand = await startHourhand();
+  const { host, username, password, pathname } = new URL(hourhand.environment.DATABASE_URL);
+  const folder = mkdtempSync(path.join(tmpdir(), 'hourhand-socket-'));
+  const [name = '', port] = host.split(':');
+  const server = createServer((near) => {
+    const far = netConnect(Number(port), name);
+    near.on('error', () => far.destroy()).pipe(far);
+    far.on('error', () => near.destroy()).pipe(near);
+  });
+  try {
+    await once(server.listen(path.join(folder, '.s.PGSQL.5432')), 'listening');
+    const DATABASE_URL = `postgres://${username}:${password}@${pathname}?host=${folder}`;
+    expect(await refusalOf({ DATABASE_URL }, 'look')).toBe(undefined);
+    server.close();
+    expect(await refusalOf({ DATABASE_URL }, 'look')).toBe(
+      `PostgreSQL at ${folder}: nobody listens there (ENOENT): start it, or mend DATABASE_URL`,
+    );
+  } finally {
+    server.close();
+    rmSync(folder, { recursive: true });
+  }
+});
+
+test('what is wrong with either server is said at once, in one line', async () => {
+  const env = { DATABASE_URL: 'postgres://127.0.0.1:1/b', REDIS_URL: as('redis', REDIS_URL) };
+  expect(await refusalOf(env, 'work')).toMatch(
+    /^PostgreSQL at 127\.0\.0\.1:1: nobody .* mend DATABASE_URL; Redis at \S+: WRONGPASS .* in REDIS_URL$/,
+  );
 });
 
 describe.skipIf(!redisHere)('a Redis', () => {
@@ -315,6 +369,32 @@ describe.skipIf(!redisHere)('a Redis', () => {
     });
     await admin.config('SET', 'maxmemory-policy', 'noeviction');
     expect(await refusals()).toEqual([undefined, undefined, undefined]);
+  });
+
+  test('that is refused is refused before hourhand up has changed the database', async () => {
+    await using unmigrated = await createDatabase({ migrated: false });
+    await admin.config('SET', 'maxmemory-policy', 'allkeys-lru');
+    expect(await hourhand.run(['up'], '', { DATABASE_URL: unmigrated.url, REDIS_URL: url })).toMatchObject({
+      code: 1,
+      stderr: expect.stringMatching(/^hourhand: Redis at \S+: expected maxmemory-policy noeviction, .*\n$/),
+    });
+    await admin.config('SET', 'maxmemory-policy', 'noeviction');
+  });
+
+  test('that has no connection left says so, and what to do', async () => {
+    await admin.config('SET', 'maxclients', '1');
+    const says = `${at}max number of clients reached: end other connections, or raise its maxclients`;
+    expect(await refusals()).toEqual([says, says, says]);
+    await admin.config('SET', 'maxclients', '100');
+  });
+
+  const elsewhere = Object.values(networkInterfaces())
+    .flat()
+    .find((one) => one?.family === 'IPv4' && !one.internal)?.address;
+  test.skipIf(!elsewhere)('that takes its own machine alone says so to others, and what to do', async () => {
+    await using guarded = await startOwnRedis(['--bind', '0.0.0.0', '--protected-mode', 'yes']);
+    const says = `Redis at ${elsewhere}:${guarded.port}: expected one that takes other machines, found one in protected mode: give it a password (requirepass), or set protected-mode no`;
+    expect(await unreachable('Redis', `redis://${elsewhere}:${guarded.port}`, { ms: 5_000 })).toBe(says);
   });
 
   test('that does not answer INFO is not refused, and its jobs are done', async () => {

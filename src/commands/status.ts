@@ -9,7 +9,7 @@ import { hourOf } from '../time/hour.ts';
 export async function gatherStatus(connections: Connections) {
   const found = await statusOf(connections);
   const { ledger, waiting, older, audit, layout, strays, alarms, schedulers, queues, workers } = found;
-  if (found.redis !== null) throw new Error(`Redis: ${found.redis}`);
+  if (found.redis !== null) throw new Error(found.redis);
   return {
     now: ledger.now,
     watermark: ledger.watermark && hourOf(ledger.watermark),

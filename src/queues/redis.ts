@@ -263,7 +263,6 @@ const REMEDIES: readonly (readonly [RegExp, string])[] = [
   [/^WRONGPASS/, 'look at the user and the password in REDIS_URL'],
   [/^NOAUTH/, 'write its password into REDIS_URL: redis://:PASSWORD@…'],
   [/NOPERM/, 'docs/operations.md names the rights that are needed'],
-  [/max number of clients/, 'end other connections, or raise its maxclients'],
   [/cluster support disabled/, 'leave REDIS_CLUSTER out'],
 ];
 
