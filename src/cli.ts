@@ -454,9 +454,11 @@ program
 
 // Whoever reads a report has seen enough (head, a closed pager): no word about it.
 process.stdout.on('error', (error: NodeJS.ErrnoException) => {
-  if (error.code === 'EPIPE') process.exit(FAILED);
-  throw error;
+  if (error.code !== 'EPIPE') say(`hourhand: standard output: ${error.message}`);
+  process.exit(FAILED);
 });
+// Nor may a full disk under standard error make another end of a command than it has.
+process.stderr.on('error', () => {});
 
 try {
   const words = process.argv.slice(2);

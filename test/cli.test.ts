@@ -2,10 +2,13 @@
 
 import { type ChildProcess, spawn } from 'node:child_process';
 import { once } from 'node:events';
-import { cpSync, mkdirSync, mkdtempSync, rmSync, symlinkSync, writeFileSync } from 'node:fs';
+import { cpSync, existsSync, mkdirSync, mkdtempSync, rmSync, symlinkSync, writeFileSync } from 'node:fs';
+import { open } from 'node:fs/promises';
 import { createServer } from 'node:net';
 import { tmpdir } from 'node:os';
 import path from 'node:path';
+import type { Readable } from 'node:stream';
+import { text } from 'node:stream/consumers';
 import { gzipSync } from 'node:zlib';
 import { afterAll, beforeAll, describe, expect, test } from 'vitest';
 import { home, version } from '../src/config.ts';
@@ -533,10 +536,15 @@ describe.concurrent('what stays until it is stopped', () => {
 
 test.concurrent('the private servers of a checkout are used where none are given', async () => {
   using copy = checkout({ databaseUrl: nowhere.DATABASE_URL, redisUrl: nowhere.REDIS_URL });
-  expect(await run({}, ['status'], copy.home)).toMatchObject({
-    code: 1,
-    line: expect.stringContaining('127.0.0.1:1'),
-  });
+  const start = 'nobody listens there (ECONNREFUSED): start it, or type npm start (or npm run servers)';
+  // An empty variable says nothing; and those of npm start are what it hands on.
+  const ways: Record<string, string>[] = [{}, { DATABASE_URL: '', REDIS_URL: '' }, nowhere];
+  for (const env of ways) {
+    expect(await run(env, ['status'], copy.home)).toMatchObject({
+      code: 1,
+      line: `PostgreSQL at 127.0.0.1:1: ${start}; Redis at 127.0.0.1:1: ${start}`,
+    });
+  }
 });
 
 test.concurrent('a database without the schema is not asked further, and what to type is said', async () => {
@@ -568,6 +576,17 @@ describe('wrong usage ends with 2, and one line that says what was expected and 
       'a command that is none below one that stands alone as well',
       ['schedule', 'puase', 'model.call.stats'],
       "unknown command 'puase' (Did you mean pause?)",
+    ],
+    ['nothing, as a command', [''], /^unknown command '': expected up, .*, help$/],
+    [
+      'a command that is none behind an option',
+      ['backfills', '--json', 'shw'],
+      "unknown command 'shw' (Did you mean show?)",
+    ],
+    [
+      'no backfill behind an option',
+      ['backfills', '--json', 'show'],
+      /^expected <id>, got nothing: hourhand help backfills show /,
     ],
     [
       'a command that is like none',
@@ -669,6 +688,16 @@ describe('wrong usage ends with 2, and one line that says what was expected and 
     });
   });
 
+  test.skipIf(!existsSync('/dev/full'))('also where what it says cannot be written', async () => {
+    const full = await open('/dev/full', 'w');
+    const child = spawn(process.execPath, [path.join(home, 'dist', 'cli.js'), 'bakfill'], {
+      stdio: ['ignore', 'pipe', full.fd],
+    });
+    const [code] = await once(child, 'close');
+    await full.close();
+    expect(code).toBe(2);
+  });
+
   test('as a process, too', async () => {
     expect(await run(nowhere, ['bakfill'])).toEqual({
       code: 2,
@@ -723,6 +752,19 @@ describe('help', () => {
     expect(general[5]?.stdout).toMatch(/^Usage: hourhand models check /);
     expect(general[6]).toEqual(general[1]);
   });
+
+  test.skipIf(!existsSync('/dev/full'))(
+    'that cannot be written ends with 1, and one line that says why',
+    async () => {
+      const full = await open('/dev/full', 'w');
+      const child = spawn(process.execPath, [path.join(home, 'dist', 'cli.js'), '--help'], {
+        stdio: ['ignore', full.fd, 'pipe'],
+      });
+      const [said, [code]] = await Promise.all([text(child.stderr as Readable), once(child, 'close')]);
+      await full.close();
+      expect([code, said]).toEqual([1, 'hourhand: standard output: ENOSPC: no space left on device, write\n']);
+    },
+  );
 
   test('names every command under what it is for', () => {
     const headings = general[0]?.stdout.match(/^\S.*:$/gm);
@@ -791,7 +833,6 @@ async function typed(lines: { args: string[]; env: Record<string, string> }[]): 
   const cli = JSON.stringify(path.join(home, 'dist', 'cli.js'));
   const script = `
     const said = {};
-    process.exit = () => {}; // half a second after each of them: the others are still to be typed
     for (const name of ['stdout', 'stderr']) {
       process[name].write = (text) => Boolean((said[name] += text));
       process[name].setMaxListeners(0);

@@ -24,6 +24,9 @@ export function asked(command: Command, words: string[], idle: readonly Command[
 
   const { operands, unknown } = command.parseOptions(words);
   if (unknown.some((one) => ['-h', '--help', '-V', '--version'].includes(one))) return words;
+  // Behind an option: what stands there is not run here, and only looked at.
+  if (word?.startsWith('-') && operands.length > 0 && command.commands.length > 0)
+    asked(command, [...operands, ...unknown], idle);
   checkOptions(
     command,
     unknown.filter((one) => /^-./.test(one)),
@@ -70,7 +73,7 @@ export function oneOf<Given extends Option | Argument>(given: Given, choices: re
 function nearest(found: string, known: readonly string[], otherwise = `: expected ${known.join(', ')}`): string {
   const maxDistance = Math.min(3, Math.ceil(found.replace(/^-+/, '').length * 0.4));
   const near = known.find((one) => one.startsWith(found)) ?? closestMatch(found, known, { maxDistance });
-  return near ? ` (Did you mean ${near}?)` : otherwise;
+  return near && found !== '' ? ` (Did you mean ${near}?)` : otherwise;
 }
 
 /** How help writes an argument. */
