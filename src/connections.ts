@@ -224,7 +224,15 @@ export function inWords(error: unknown, config: Config, from?: Server): unknown 
     return refusal('PostgreSQL', config, said.includes(`(${state})`) ? said : `${said} (${state})`, ofPostgres);
   const ofRedis = from !== 'PostgreSQL' && redisRemedy(said);
   if (ofRedis) return refusal('Redis', config, said.replace(/([.,] .*|\.)$/, ''), ofRedis);
-  return from ? refusal(from, config, said) : error;
+  return from ? refusal(from, config, said, ...ofCertificates(said)) : error;
+}
+
+/** What to do about a certificate that Node refuses, of whichever server. */
+function ofCertificates(said: string): string[] {
+  if (/self-signed certificate|unable to (verify the first|get( local)? issuer) certificate/.test(said)) {
+    return ['set NODE_EXTRA_CA_CERTS to the file of the authority that signed it'];
+  }
+  return said.includes("certificate's altnames") ? ['name the host as the certificate does'] : [];
 }
 
 /** The SQLSTATE of whatever it was that PostgreSQL said. */

@@ -101,18 +101,20 @@ async function problemAt(address, wanted, { ms, mend, text }) {
     const late = await asked;
     if (isAnswer(wanted, late)) return refusalIn(wanted, late) ?? tlsProblem(text, late);
     if (late.code) return `${unreached(late.code, ms)}: start it, or ${mend}`;
-    const found = late.said
-      ? 'something else'
-      : late.closed
-        ? 'one that hangs up'
-        : `no answer within ${ms / 1000} s`;
-    return `expected ${wanted}, found ${found}: look at what listens there, or ${mend}`;
+    return `expected ${wanted}, found ${unheard(late, wanted, ms)}: look at what listens there, or ${mend}`;
   } finally {
     over.abort();
   }
 }
 
 const isAnswer = (speech, heard) => heard?.said !== undefined && SPEECHES[speech].answer.test(heard.said);
+
+function unheard({ said, closed }, wanted, ms) {
+  if (said) return 'something else';
+  if (!closed) return `no answer within ${ms / 1000} s`;
+  const why = wanted === 'Redis with TLS' ? ', as does one that wants a certificate of ours (tls-auth-clients)' : '';
+  return `one that hangs up${why}`;
+}
 
 function unreached(code, ms) {
   if (code === 'ENOTFOUND') return 'there is no such host (ENOTFOUND)';

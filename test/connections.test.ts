@@ -4,7 +4,7 @@ import { randomBytes } from 'node:crypto';
 import { once } from 'node:events';
 import { type AddressInfo, createServer, connect as netConnect } from 'node:net';
 import { inspect } from 'node:util';
-import type { Redis } from 'ioredis';
+import { Redis } from 'ioredis';
 import { afterAll, beforeAll, describe, expect, test } from 'vitest';
 import { gatherStatus } from '../src/commands/status.ts';
 import { migrations, readConfig } from '../src/config.ts';
@@ -176,28 +176,38 @@ describe.skipIf(!redisSpeaksTls)('TLS, with a certificate of an authority of our
     [
       'PostgreSQL, of an authority that nobody knows',
       ({ plain }) => ({ ...urls(plain), DATABASE_URL: `${plain.databaseUrl}?sslmode=require` }),
-      /^PostgreSQL at \S+: .*(certificate|verify)/,
+      /^PostgreSQL at \S+: .*(certificate|verify).*: set NODE_EXTRA_CA_CERTS to the file of the authority that signed it$/,
     ],
     [
       'PostgreSQL, of another name',
       ({ plain, tls }) => ({ ...urls(plain), DATABASE_URL: tls.databaseUrl.replace('127.0.0.1', 'localhost') }),
-      /^PostgreSQL at \S+: .*altnames/,
+      /^PostgreSQL at \S+: .*altnames.*: name the host as the certificate does$/,
     ],
     [
       'a node of a Redis Cluster, of an authority that nobody knows',
       ({ plain, tls }) => ({ ...urls(plain), REDIS_URL: tls.redisUrl, REDIS_CLUSTER: 'true' }),
-      /^Redis at \S+: .*(certificate|verify)/,
+      /^Redis at \S+: .*(certificate|verify).*: set NODE_EXTRA_CA_CERTS to the file of the authority that signed it$/,
     ],
     [
       'Redis, of an authority that nobody knows',
       ({ plain, tls }) => ({ ...urls(plain), REDIS_URL: tls.redisUrl }),
-      /^Redis at \S+: .*(certificate|verify)/,
+      /^Redis at \S+: .*(certificate|verify).*: set NODE_EXTRA_CA_CERTS to the file of the authority that signed it$/,
     ],
   ];
   test.each(refused)('a certificate of %s is refused in seconds', async (_, env, says) => {
     const begin = Date.now();
     expect(await refusal(env(servers), servers.password)).toMatch(says);
     expect(Date.now() - begin).toBeLessThan(5_000);
+  });
+
+  test('of a Redis that hangs up it is said that it may want a certificate of ours', async () => {
+    const admin = new Redis(servers.plain.redisUrl);
+    await admin.config('SET', 'tls-auth-clients', 'yes');
+    expect(await refusal({ ...urls(servers.plain), REDIS_URL: servers.tls.redisUrl }, servers.password)).toMatch(
+      /^Redis at \S+: expected Redis with TLS, found one that hangs up, as does one that wants a certificate of ours \(tls-auth-clients\): /,
+    );
+    await admin.config('SET', 'tls-auth-clients', 'no');
+    admin.disconnect();
   });
 });
 
