@@ -139,7 +139,7 @@ const processes = {
   WORKER_CONCURRENCY: [
     whole(1, 64, 'jobs'),
     String(Math.min(4, availableParallelism())),
-    'Jobs of one queue that a worker process runs at once (default: the cores, at most 4).',
+    'Jobs of one queue that a worker process runs at once.',
   ],
   LOG_LEVEL: [
     z
@@ -183,7 +183,7 @@ const access = {
   DASHBOARD_CREDENTIALS_FILE: [
     z.string().meta({ expected: 'the path of a file' }),
     '',
-    'A file of such lines, read when the dashboard starts; both count where both are given.',
+    'A file of the lines that `hourhand credentials` prints, read when the dashboard starts; those of `DASHBOARD_CREDENTIALS` count as well.',
   ],
   DASHBOARD_SECRET: [
     z

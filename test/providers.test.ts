@@ -191,6 +191,7 @@ afterAll(async () => {
 });
 afterEach(() => {
   vi.unstubAllEnvs();
+  vi.restoreAllMocks();
 });
 
 test('a chat is asked for one token, once', async () => {
@@ -571,7 +572,6 @@ test('what the environment says to the client is for nobody here', async () => {
   expect(headers).toMatchObject({ authorization: `Bearer ${key}` });
   expect(JSON.stringify(headers)).not.toMatch(/another|secret|org-other|admin/);
   for (const spy of printed) expect(spy).not.toHaveBeenCalled();
-  vi.restoreAllMocks();
 });
 
 test('an aborted signal is thrown, before asking and while waiting', async () => {
