@@ -228,13 +228,15 @@ test('a second error of one socket of Redis, as a refused certificate brings, do
 test('options in the URL of PostgreSQL stand beside our own, which win', async () => {
   await using hourhand = await startHourhand();
   const url = new URL(hourhand.environment.DATABASE_URL);
-  url.search = 'options=-c%20search_path%3Delsewhere%20-c%20timezone%3DAsia/Tokyo';
+  url.search = 'options=-c%20search_path%3Delsewhere%20-c%20timezone%3DAsia/Tokyo%20-c%20datestyle%3DGerman';
   const pool = connect(url.href, { connections: 1, onError: () => {} });
   try {
     const setting = (name: string) => pool.$queryRaw`select current_setting(${name}) as "is"`;
     expect(await setting('search_path')).toEqual([{ is: 'elsewhere' }]);
     expect(await setting('TimeZone')).toEqual([{ is: 'UTC' }]);
     expect(await setting('statement_timeout')).toEqual([{ is: '5min' }]);
+    const at = new Date('2026-08-20T13:00:00.123Z');
+    expect(await pool.$queryRaw`select ${at}::timestamptz as at`).toEqual([{ at }]);
   } finally {
     await pool.$disconnect();
   }

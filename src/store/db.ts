@@ -67,6 +67,7 @@ export function openPool(
   const settings = {
     application_name: 'hourhand',
     timezone: 'UTC',
+    datestyle: 'ISO', // the client reads no other
     statement_timeout: patient ? 0 : 5 * MINUTE_MS,
     idle_in_transaction_session_timeout: patient ? 0 : MINUTE_MS,
     work_mem: '64MB',
