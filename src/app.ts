@@ -127,7 +127,17 @@ async function untilSignal(
     // Whoever started us with a channel, as npm start does, is gone: nobody else would stop us.
     process.once('disconnect', () => resolve('disconnect'));
   });
-  const connections = await openConnections(config, log, { wants });
+  // A server that is silent is waited for longer than whoever stops us waits: nothing is begun yet that would need an end.
+  const opening = openConnections(config, log, { wants });
+  const connections = await Promise.race([opening, asked.then(() => undefined)]);
+  if (connections === undefined) {
+    log.info({ signal: await asked }, 'stopping');
+    opening.then(
+      (late) => late.close(),
+      () => {},
+    );
+    return 0;
+  }
   try {
     const started = start(connections);
     started.catch(() => {}); // told by the race, unless that is over

@@ -471,6 +471,17 @@ describe.concurrent('what stays until it is stopped', () => {
     expect(await stopped(worker, 'SIGTERM')).toEqual({ code: 0, signal: null });
   });
 
+  test.each(['worker', 'dashboard'])(
+    'ends with 0 on SIGTERM also while a server is silent: a %s that starts',
+    async (command) => {
+      await using silent = await silentServer();
+      const DATABASE_URL = `postgresql://ada@127.0.0.1:${silent.port}/calls`;
+      const starting = start({ ...nowhere, REDIS_URL: serverUrl('TEST_REDIS_URL'), DATABASE_URL }, [command]);
+      await silent.asked;
+      expect(await stopped(starting.child, 'SIGTERM')).toEqual({ code: 0, signal: null });
+    },
+  );
+
   test('ends with 0 though a job of its does not end, and the hour is not closed for it', async () => {
     await using hourhand = await startHourhand();
     await hourhand.record({ user: 'ada', at: '2026-08-20T13:10:00Z' });
@@ -882,9 +893,14 @@ async function stopped(
 /** A server that takes connections and says nothing. */
 async function silentServer() {
   const server = createServer((socket) => socket.on('error', () => {}));
+  const asked = once(server, 'connection');
   server.listen(0, '127.0.0.1');
   await once(server, 'listening');
-  return { port: Object(server.address()).port as number, [Symbol.asyncDispose]: async () => void server.close() };
+  return {
+    port: Object(server.address()).port as number,
+    asked,
+    [Symbol.asyncDispose]: async () => void server.close(),
+  };
 }
 
 /** A built checkout of one's own, perhaps with private servers. */
