@@ -138,8 +138,13 @@ function cacheThatCanBeWritten() {
   }
 }
 
-/** npm writes what it installed into a lock file of its own; we compare, and so believe a user's own npm ci as well. */
-function packagesAreThere(dir) {
+/**
+ * npm writes what it installed into a lock file of its own; we compare, and so believe a user's own npm ci as well. `npm run slim`,
+ * which takes parts of packages away, takes that file too.
+ *
+ * @throws {Error} saying what to type where the checkout has no lock file
+ */
+export function packagesAreThere(dir) {
   const lockFile = path.join(dir, 'package-lock.json');
   const wanted = readJson(lockFile)?.packages;
   const named = path.relative(root, lockFile);

@@ -1,11 +1,22 @@
 import { type ChildProcess, execFileSync, spawn } from 'node:child_process';
 import { once } from 'node:events';
-import { existsSync, lstatSync, mkdirSync, mkdtempSync, readdirSync, readFileSync, rmSync } from 'node:fs';
+import {
+  cpSync,
+  existsSync,
+  lstatSync,
+  mkdirSync,
+  mkdtempSync,
+  readdirSync,
+  readFileSync,
+  rmSync,
+  writeFileSync,
+} from 'node:fs';
 import { builtinModules } from 'node:module';
 import { tmpdir } from 'node:os';
 import path from 'node:path';
 import { afterAll, beforeAll, describe, expect, it } from 'vitest';
 import { root } from '../../scripts/servers.mjs';
+import { packagesAreThere } from '../../scripts/set-up.mjs';
 import { startNet } from '../support/counterparts.ts';
 import { createDatabase, serverUrl } from '../support/database.ts';
 import { ended, linesOf, until } from '../support/hourhand.ts';
@@ -52,11 +63,7 @@ it('every package that has a script for its installation is named in allowScript
 describe('a production install', () => {
   it('holds the packages that the built code names, all of them dependencies, and none of those it was built with', () => {
     const { dependencies, devDependencies } = JSON.parse(textOf('package.json'));
-    const named = new Set(
-      filesIn(path.join(app, 'dist'))
-        .filter((file) => file.endsWith('.js'))
-        .flatMap(packagesOf),
-    );
+    const named = new Set(filesIn(path.join(app, 'dist')).filter(isCode).flatMap(packagesOf));
     expect(named.size).toBeGreaterThan(30);
     expect([...named].filter((name) => dependencies[name] === undefined)).toEqual([]);
     for (const name of Object.keys(dependencies)) expect(existsSync(installed(name)), name).toBe(true);
@@ -81,7 +88,24 @@ describe('a production install', () => {
     expect(readdirSync(app).toSorted()).toEqual(
       ['LICENSE', 'README.md', 'assets', 'bin', 'dist', 'node_modules', 'package.json', 'prisma'].toSorted(),
     );
-    expect(filesIn(path.join(app, 'dist')).filter((file) => !/\.m?js$/.test(file))).toEqual([]);
+    expect(filesIn(path.join(app, 'dist')).filter((file) => !isCode(file))).toEqual([]);
+  });
+
+  it('is none to build in: npm start installs the packages again where npm run slim was', async () => {
+    const slimmed = path.join(dir, 'slimmed');
+    const modules = path.join(slimmed, 'node_modules');
+    mkdirSync(path.join(modules, 'some'), { recursive: true });
+    const lock = JSON.stringify({ packages: { 'node_modules/some': { version: '1.0.0' } } });
+    for (const file of [path.join(slimmed, 'package-lock.json'), path.join(modules, '.package-lock.json')]) {
+      writeFileSync(file, lock);
+    }
+    for (const file of ['index.js', 'index.d.ts', 'index.js.map'])
+      writeFileSync(path.join(modules, 'some', file), '');
+    cpSync(path.join(root, 'package.json'), path.join(slimmed, 'package.json'));
+    expect(packagesAreThere(slimmed)).toBe(true);
+    for (const _ of ['once', 'and again']) expect(await shell('npm run slim', slimmed)).toMatchObject({ code: 0 });
+    expect(filesIn(modules)).toEqual([path.join(modules, 'some/index.js')]);
+    expect(packagesAreThere(slimmed)).toBe(false);
   });
 
   it('runs every command, and writes nothing into its folder', async () => {
@@ -325,6 +349,8 @@ function filesIn(folder: string): string[] {
     .filter((entry) => !entry.isDirectory())
     .map((entry) => path.join(entry.parentPath, entry.name));
 }
+
+const isCode = (file: string) => /\.m?js$/.test(file);
 
 /** The packages that a built file imports, at once or later. */
 function packagesOf(file: string): string[] {
