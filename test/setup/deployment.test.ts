@@ -59,7 +59,9 @@ describe('the Dockerfile', () => {
     }
   });
 
-  const builder = ['docker', 'podman'].find((name) => runs(name, 'run', '--rm', baseImage(), 'node', '--version'));
+  const builder = ['docker', 'podman'].find((name) =>
+    runs(name, 'run', '--rm', '--pull=never', baseImage(), 'node', '--version'),
+  );
   const { there, title } = needs('is built and run', builder, 'no docker or podman that runs its base image');
   it.skipIf(!there)(title, { timeout: 600_000 }, () => {
     const call = (...args: string[]) => spawnSync(String(builder), args, { cwd: home, encoding: 'utf8' });
