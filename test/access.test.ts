@@ -2,7 +2,7 @@
 
 import { hashSync } from 'bcryptjs';
 import { afterAll, beforeAll, beforeEach, describe, expect, test } from 'vitest';
-import { type Config, readConfig } from '../src/config.ts';
+import { type Config, ConfigError, readConfig } from '../src/config.ts';
 import type { Connections } from '../src/connections.ts';
 import { parseCredentials, tokenHash } from '../src/dashboard/credentials.ts';
 import { startDashboard } from '../src/dashboard/server.ts';
@@ -382,6 +382,8 @@ describe('who is trusted', () => {
     await expect(open({ ...none, PUBLIC_URL: 'https://h.example' })).rejects.toThrow(
       'PUBLIC_URL https://h.example: expected',
     );
+    // Which ends with 2: whoever runs it need not start it again.
+    await expect(open({ ...none, HOST: '::' })).rejects.toBeInstanceOf(ConfigError);
     await using there = await open({ HOST: '0.0.0.0' });
     const statusFor = async (headers: Record<string, string>) =>
       (await there.ask('get', '/api/models', headers)).status;

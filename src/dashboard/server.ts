@@ -5,7 +5,7 @@ import { createServer } from 'node:http';
 import express, { type ErrorRequestHandler, type Express, type RequestHandler } from 'express';
 import helmet from 'helmet';
 import proxyAddr from 'proxy-addr';
-import { type Config, home, migrations, version } from '../config.ts';
+import { type Config, ConfigError, home, migrations, version } from '../config.ts';
 import { type Connections, quiet } from '../connections.ts';
 import { close, listen } from '../listen.ts';
 import type { Logger } from '../logger.ts';
@@ -74,7 +74,7 @@ const LOOPBACK = /^(localhost|127(\.\d+){3}|::1)$/i;
 
 type Policy = AccessPolicy & { readonly sessionSecret: string };
 
-/** @throws {Error} where others than this machine would be served, and nobody asked who they are */
+/** @throws {ConfigError} where others than this machine would be served, and nobody asked who they are */
 function accessPolicy(config: Config): Policy {
   const { DASHBOARD_CREDENTIALS, DASHBOARD_CREDENTIALS_FILE, DASHBOARD_SECRET, PROXY_ADDRESSES, HOST, PUBLIC_URL } =
     config;
@@ -82,7 +82,7 @@ function accessPolicy(config: Config): Policy {
   const anonymous = credentials.length === 0 && PROXY_ADDRESSES.length === 0;
   if (anonymous && (!LOOPBACK.test(HOST) || PUBLIC_URL !== '')) {
     const what = LOOPBACK.test(HOST) ? `PUBLIC_URL ${PUBLIC_URL}` : `HOST ${HOST}`;
-    throw new Error(
+    throw new ConfigError(
       `${what}: expected DASHBOARD_CREDENTIALS (hourhand credentials NAME --role operator makes one) or PROXY_ADDRESSES, got neither: without, the dashboard serves this machine alone`,
     );
   }
