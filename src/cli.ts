@@ -460,6 +460,16 @@ process.stdout.on('error', (error: NodeJS.ErrnoException) => {
 // Nor may a full disk under standard error make another end of a command than it has.
 process.stderr.on('error', () => {});
 
+// A container's first process is spared the signals that nobody has asked for: a command that does not take them would stay.
+if (process.pid === 1) {
+  for (const [signal, code] of [
+    ['SIGINT', 130],
+    ['SIGTERM', 143],
+  ] as const) {
+    process.once(signal, () => process.listenerCount(signal) === 0 && process.exit(code));
+  }
+}
+
 try {
   const words = process.argv.slice(2);
   // What the scripts of `hourhand completion` ask, at each press of the tab key.

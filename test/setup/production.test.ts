@@ -1,4 +1,4 @@
-import { type ChildProcess, execFileSync, spawn } from 'node:child_process';
+import { type ChildProcess, execFileSync, spawn, spawnSync } from 'node:child_process';
 import { once } from 'node:events';
 import {
   cpSync,
@@ -30,6 +30,11 @@ const PLATFORMS = ['linux-x64', 'linux-arm64'];
 const here = `${process.platform}-${process.arch}`;
 const otherNodes = PLATFORMS.includes(here);
 if (!otherNodes) console.log(`SKIPPED on other versions of Node: npm has none for ${here}`);
+
+/** Runs a command as the first process there is for it, as in a container. */
+const FIRST = ['unshare', '--pid', '--fork', '--kill-child'];
+const mayBeFirst = spawnSync('unshare', [...FIRST.slice(1), 'true']).status === 0;
+if (!mayBeFirst) console.log('SKIPPED as the first process of a container: unshare does not make one here');
 
 /** The hours of samples/azure-code.csv. */
 const SAMPLE = ['--from', '2023-11-16T16:00Z', '--to', '2023-11-16T19:00Z'];
@@ -152,6 +157,26 @@ describe('a production install', () => {
     expect(await statusOf(dashboard, '/')).toBe(200);
     expect(await Promise.all([stop(worker.child), stop(dashboard.child)])).toEqual([0, 0]);
   });
+
+  it.skipIf(!mayBeFirst)(
+    `ends on SIGTERM as the first process of a container, whatever it does${mayBeFirst ? '' : ' (SKIPPED: unshare does not make one here)'}`,
+    async () => {
+      await using silent = await startNet(() => {});
+      await using machine = await newMachine(process.execPath, {
+        DATABASE_URL: silent.url.replace(/^\w+/, 'postgresql'),
+      });
+      for (const [command, code] of [
+        ['migrate', 143],
+        ['worker', 0],
+      ] as const) {
+        const before = silent.asked.length;
+        const first = machine.begin([...FIRST, process.execPath, path.join(app, 'bin/hourhand.mjs'), command]);
+        await until(async () => silent.asked.length > before, Boolean);
+        process.kill(Number(readFileSync(`/proc/${first.pid}/task/${first.pid}/children`, 'utf8')), 'SIGTERM');
+        expect([command, await ended(first)]).toEqual([command, code]);
+      }
+    },
+  );
 
   it('is well, by the health check of the image, exactly as long as its process lives', async () => {
     await using machine = await newMachine(process.execPath);
@@ -289,6 +314,8 @@ async function newMachine(node: string, more: Record<string, string> = {}) {
     return child;
   };
   const machine = {
+    begin,
+
     async exec(command: string[], others = {}) {
       const child = begin(command, others);
       child.stdin.end();
