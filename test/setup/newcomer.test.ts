@@ -2,13 +2,14 @@
 import { chmodSync, existsSync, mkdirSync, readFileSync } from 'node:fs';
 import path from 'node:path';
 import pg from 'pg';
-import { afterAll, beforeAll, expect, it } from 'vitest';
+import { afterAll, beforeAll, expect } from 'vitest';
 import { bareCheckout } from './support/checkout.ts';
 import {
   type Command,
   environment,
   filesIn,
   isRoot,
+  itWithProc as it,
   killAll,
   mayMount,
   onlyThese,
