@@ -61,7 +61,7 @@ function removeIfStale(file) {
   try {
     symlinkSync(String(process.pid), guard);
   } catch {
-    if (ageOf(guard) > 5_000) rmSync(guard, { force: true }); // its maker was killed inside these few lines
+    if (ageOf(guard) > 5_000) rmSync(guard, { recursive: true, force: true }); // its maker was killed inside these few lines (0.5.0 made a folder)
     return false;
   }
   try {

@@ -21,6 +21,6 @@ export function checkRoom(megabytes, what) {
 
 /** What to say in front of an error that comes of a full disk; nothing of any other. */
 export const whyFull = (message) =>
-  /ENOSPC|No space left on device/.test(message)
+  /ENOSPC|no space left on device/i.test(message)
     ? `The disk is full: ${freeMegabytes()} MB are free in ${root}. Make room, then do this again. It was said by:\n`
     : '';

@@ -24,6 +24,8 @@ import { step } from './steps.mjs';
 
 const at = (...parts) => path.join(root, ...parts);
 
+export const setUpLock = at('.local/set-up.lock');
+
 function readJson(file) {
   try {
     return existsSync(file) ? JSON.parse(readFileSync(file, 'utf8')) : undefined;
@@ -72,7 +74,7 @@ export async function setUp({ needsRedis, needsPostgres = false, needsCounterpar
   if (needsPostgres) checkPlatform();
   const onWait = ({ pid }) =>
     console.log(`  another set-up of this checkout is running (pid ${pid}): waiting for it`);
-  const unlock = await lock(at('.local/set-up.lock'), { onWait, giveUp: isEnding });
+  const unlock = await lock(setUpLock, { onWait, giveUp: isEnding });
   try {
     if (needsRedis) await step('redis', provideRedis); // first, because it may need the user, and packages take long
     await step('packages', installPackages);
@@ -215,22 +217,24 @@ async function provideRedis() {
 const depends = {
   'prisma client': {
     inputs: ['prisma/schema.prisma', 'prisma.config.ts', 'node_modules/prisma/package.json'],
-    output: 'src/generated/prisma/client.ts',
+    output: 'src/generated/prisma',
   },
   build: {
     inputs: ['src', 'tsconfig.json', 'tsconfig.build.json', 'node_modules/typescript/package.json'],
-    output: 'dist/cli.js',
+    output: 'dist',
   },
 };
 
-/** The same work, but only when its inputs are not what they were when it was last done, or its output is gone. */
+/** The same work, but only when its inputs are not what they were when it was last done, or a file that it made is gone. */
 const unlessUnchanged = (name, work) => async () => {
   const { inputs, output } = depends[name];
   const file = at('.local/stamps.json');
   const stamp = digest(inputs);
-  if (readJson(file)?.[name] === stamp && existsSync(at(output))) return 'unchanged';
+  const done = readJson(file)?.[name];
+  if (done?.inputs === stamp && done.files === namesIn(output)) return 'unchanged';
   const note = await work();
-  writeFileSync(`${file}.new`, `${JSON.stringify({ ...readJson(file), [name]: stamp }, null, 2)}\n`);
+  const doneNow = { inputs: stamp, files: namesIn(output) };
+  writeFileSync(`${file}.new`, `${JSON.stringify({ ...readJson(file), [name]: doneNow }, null, 2)}\n`);
   renameSync(`${file}.new`, file); // on a full disk half of it would be there
   return note;
 };
@@ -245,6 +249,11 @@ function digest(inputs) {
   };
   inputs.forEach(add);
   return hash.digest('hex');
+}
+
+function namesIn(name) {
+  const names = existsSync(at(name)) ? readdirSync(at(name), { recursive: true }).sort() : [];
+  return createHash('sha256').update(names.join('\0')).digest('hex');
 }
 
 async function must(name, command, env, advice, cwd = root) {
