@@ -21,7 +21,7 @@ import path from 'node:path';
 import { fileURLToPath } from 'node:url';
 import { lock } from './lock.mjs';
 import { freePort } from './ports.mjs';
-import { commandLine, gone, identify, lastLines, run, signal, sleep, startOf } from './processes.mjs';
+import { commandLine, gone, identify, isEnding, lastLines, run, signal, sleep, startOf } from './processes.mjs';
 import { checkRoom } from './room.mjs';
 
 const at = (name) => fileURLToPath(new URL(`../${name}`, import.meta.url));
@@ -71,12 +71,14 @@ export async function startPostgres({ home, port, password, passwordIsNew, datab
 /** Stops the server without losing anything: at once, and after `patience` the hard way, which it recovers from. */
 export async function stopPostgres(home, patience = 2_000) {
   const pid = postgresPid(home);
-  if (!pid) return;
-  const server = identify(pid);
-  signal(pid, 'SIGINT'); // "fast": rolls back what is open
+  if (pid) await end(identify(pid), patience);
+}
+
+async function end(server, patience) {
+  signal(server.pid, 'SIGINT'); // "fast": rolls back what is open
   if (await gone(server, patience)) return;
-  signal(pid, 'SIGQUIT'); // "immediate"
-  if (!(await gone(server, 500))) signal(pid, 'SIGKILL');
+  signal(server.pid, 'SIGQUIT'); // "immediate"
+  if (!(await gone(server, 500))) signal(server.pid, 'SIGKILL');
 }
 
 /** Deletes the data of a server that does not run. One that was killed has left shared memory, which goes with them. */
@@ -289,10 +291,12 @@ async function launch({ call, options }, home, port, throwAway) {
     closeSync(log);
     child.on('error', () => {}); // untilReady says it
     child.unref();
+    const server = identify(child.pid);
     try {
-      await untilReady(home, identify(child.pid));
+      await untilReady(home, server);
       return { pid: child.pid, port };
     } catch (error) {
+      if (isEnding()) await end(server, 2_000); // it may not have written down yet that it is there
       if (!/shared memory block|still in use/.test(error.message) || Date.now() > deadline) throw error;
     }
   }
@@ -303,6 +307,7 @@ async function untilReady(home, server) {
     const lines = statusLines(home);
     if (Number(lines[0]) === server.pid && lines[7]?.startsWith('ready')) return;
     const ended = startOf(server.pid) !== server.started || server.started === undefined;
+    if (isEnding()) throw new Error('asked to stop');
     if (!ended && Date.now() < deadline) continue;
     const what = ended ? 'did not start' : 'takes too long to start';
     throw new Error(

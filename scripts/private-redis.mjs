@@ -14,7 +14,7 @@ import {
 import net from 'node:net';
 import path from 'node:path';
 import { freePort } from './ports.mjs';
-import { gone, identify, lastLines, lives, run, signal, sleep } from './processes.mjs';
+import { gone, identify, isEnding, lastLines, lives, run, signal, sleep } from './processes.mjs';
 
 const NONE =
   'No redis-server or valkey-server is on the PATH: install Redis or Valkey (brew install redis, dnf install valkey, ' +
@@ -173,6 +173,7 @@ export async function stopRedis(home, patience = 2_000) {
 async function untilReady(home, server, port, password) {
   for (const deadline = Date.now() + START_TIMEOUT; !(await answers(port, password)); await sleep(20)) {
     const ended = !lives(server);
+    if (isEnding()) throw new Error('asked to stop');
     if (!ended && Date.now() < deadline) continue;
     const what = ended ? 'did not start' : 'takes too long to start';
     throw new Error(`Redis ${what}; ${home}.log ends with:\n${lastLines(readFileSync(`${home}.log`, 'utf8'), 8)}`);

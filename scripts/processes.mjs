@@ -2,6 +2,8 @@
 import { spawn, spawnSync } from 'node:child_process';
 import { existsSync, readFileSync } from 'node:fs';
 import { constants } from 'node:os';
+import path from 'node:path';
+import { fileURLToPath } from 'node:url';
 
 export const sleep = (ms) => new Promise((resolve) => setTimeout(resolve, ms));
 
@@ -29,9 +31,18 @@ export function startOf(pid) {
 const ps = (columns, pid) =>
   spawnSync('ps', ['-ww', '-o', columns, '-p', String(pid)], { encoding: 'utf8' }).stdout?.trim() ?? '';
 
-/** What is written down about a process, so that `lives` can tell it from a later one with the same pid. */
-export const identify = (pid) => ({ pid, started: startOf(pid) });
-export const lives = (identity) => identity?.started !== undefined && startOf(identity.pid) === identity.started;
+const checkout = path.dirname(path.dirname(fileURLToPath(import.meta.url)));
+
+/**
+ * What is written down about a process, so that `lives` can tell it from a later one with the same pid, and from one of the
+ * checkout that this one was copied from with all that is written down there.
+ */
+export const identify = (pid) => ({ pid, started: startOf(pid), checkout });
+export const lives = (identity) =>
+  identity?.started !== undefined && startOf(identity.pid) === identity.started && isOurs(identity);
+
+/** One that was moved is still the same: then where it was is nothing any more. */
+const isOurs = (identity) => [undefined, checkout].includes(identity.checkout) || !existsSync(identity.checkout);
 
 export function commandLine(pid) {
   if (startOf(pid) === undefined) return '';

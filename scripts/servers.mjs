@@ -7,7 +7,7 @@ import { fileURLToPath } from 'node:url';
 import { lock } from './lock.mjs';
 import { deletePostgres, postgresPid, startPostgres, stopPostgres } from './private-postgres.mjs';
 import { redisProcess, startRedis, stopRedis } from './private-redis.mjs';
-import { identify, lives } from './processes.mjs';
+import { gone, identify, lives, signal } from './processes.mjs';
 
 export const root = path.dirname(path.dirname(fileURLToPath(import.meta.url)));
 /** `npm start` and `hourhand` use the servers of `.local`; tests have some of their own, whose data are thrown away. */
@@ -24,7 +24,7 @@ const homeOf = (dir, name) => path.join(dir, name);
 
 function read(dir) {
   try {
-    return JSON.parse(readFileSync(path.join(dir, 'servers.json'), 'utf8'));
+    return JSON.parse(readFileSync(path.join(dir, 'servers.json'), 'utf8')) ?? {};
   } catch {
     return {};
   }
@@ -32,7 +32,8 @@ function read(dir) {
 
 function write(dir, state) {
   const file = path.join(dir, 'servers.json');
-  writeFileSync(`${file}.new`, `${JSON.stringify(state, null, 2)}\n`, { mode: 0o600 });
+  // With whose they are: in a copy of the checkout nobody believes the addresses.
+  writeFileSync(`${file}.new`, `${JSON.stringify({ ...state, checkout: root }, null, 2)}\n`, { mode: 0o600 });
   renameSync(`${file}.new`, file); // whole or not at all, for whoever reads it meanwhile
 }
 
@@ -91,18 +92,25 @@ export async function startServers({ dir, postgres = true, redis = true, databas
     ]);
     const at = (name) => `${state[name].password}@127.0.0.1:${state[name].port}`;
     const [ofPostgres, ofRedis] = results.map(({ status }) => status === 'fulfilled');
-    if (postgres && ofPostgres) state.databaseUrl = `postgresql://hourhand:${at('postgres')}/${database}`;
+    // Without TLS, whatever PGSSLMODE says of other servers.
+    if (postgres && ofPostgres)
+      state.databaseUrl = `postgresql://hourhand:${at('postgres')}/${database}?sslmode=disable`;
     if (redis && ofRedis) state.redisUrl = `redis://:${at('redis')}`;
-    write(dir, state);
-    const failed = results.find(({ status }) => status === 'rejected');
-    if (failed) {
-      await leave(dir, me, throwAway);
-      throw failed.reason;
+    const servers = [postgres && ofPostgres && 'postgres', redis && ofRedis && 'redis']
+      .filter(Boolean)
+      .map((name) => identify(state[name].pid));
+    try {
+      write(dir, state);
+      const failed = results.find(({ status }) => status === 'rejected');
+      if (failed) throw failed.reason;
+    } catch (error) {
+      await leave(dir, me, throwAway, servers);
+      throw error;
     }
     return {
       databaseUrl: postgres ? state.databaseUrl : undefined,
       redisUrl: redis ? state.redisUrl : undefined,
-      release: () => locked(dir, () => leave(dir, me, throwAway)),
+      release: () => locked(dir, () => leave(dir, me, throwAway, servers)),
     };
   });
 }
@@ -119,11 +127,17 @@ async function locked(dir, work) {
   }
 }
 
-async function leave(dir, me, throwAway) {
+async function leave(dir, me, throwAway, servers) {
   const state = read(dir);
   const users = (state.users ?? []).filter((user) => lives(user) && user.pid !== me.pid);
   if (users.length === 0) await stopAll(dir, throwAway);
   else forget(dir, { ...state, users });
+  // Somebody deleted .local, and with it what was written down of them.
+  const known = Object.values(runningServers(dir).pids);
+  for (const server of servers.filter((one) => lives(one) && !known.includes(one.pid))) {
+    signal(server.pid, 'SIGINT');
+    if (!(await gone(server, 2_000))) signal(server.pid, 'SIGKILL');
+  }
 }
 
 async function stopAll(dir, throwAway) {

@@ -7,7 +7,7 @@ import { holderOf, tryLock } from './lock.mjs';
 import { commandLine, gone, signal } from './processes.mjs';
 import { whyFull } from './room.mjs';
 import { local, localTest, ownServersOfTests, runningServers, stopServers } from './servers.mjs';
-import { checkNode, checkWritable } from './set-up.mjs';
+import { checkNode, checkWritable, setUpLock } from './set-up.mjs';
 
 const PATIENCE = 20_000; // what npm start needs to end its jobs and its servers, and more
 const startLock = path.join(local, 'start.lock');
@@ -17,8 +17,9 @@ const USAGE = 2;
 async function stop() {
   let ended = 0;
   const { users } = runningServers(local);
-  const starting = [holderOf(startLock)].filter((holder) => holder && !users.some(({ pid }) => pid === holder.pid));
-  for (const user of [...starting, ...users]) {
+  const settingUp = [holderOf(setUpLock)].filter((holder) => holder && commandLine(holder.pid).includes('start.mjs'));
+  const all = [holderOf(startLock), ...settingUp, ...users].filter(Boolean);
+  for (const user of new Map(all.map((one) => [one.pid, one])).values()) {
     console.log(`  ${commandLine(user.pid).trim()} (pid ${user.pid}) is asked to end`);
     signal(user.pid, 'SIGTERM');
     if (!(await gone(user, PATIENCE))) signal(user.pid, 'SIGKILL');

@@ -1,6 +1,6 @@
 // What can be set, and what is it set to?
 
-import { existsSync, readFileSync } from 'node:fs';
+import { readFileSync } from 'node:fs';
 import { isIP } from 'node:net';
 import { availableParallelism } from 'node:os';
 import path from 'node:path';
@@ -494,8 +494,7 @@ export class ConfigError extends Error {}
  * @throws {ConfigError} naming every variable that is wrong
  */
 export function readConfig(env: NodeJS.ProcessEnv = process.env): Config {
-  const local = path.join(home, '.local', 'servers.json');
-  const servers = existsSync(local) ? JSON.parse(readFileSync(local, 'utf8')) : {};
+  const servers = privateServers();
   const given: Record<string, string | undefined> = {
     ...env,
     DATABASE_URL: withHost(env.DATABASE_URL || servers.databaseUrl),
@@ -531,6 +530,16 @@ export function readConfig(env: NodeJS.ProcessEnv = process.env): Config {
   const own = [undefined, '', servers.databaseUrl, servers.redisUrl];
   const names = Object.keys(environment).filter((name) => !own.includes(env[name]));
   return { ...parsed, privateDatabase: !names.includes('DATABASE_URL'), given: new Set(names) };
+}
+
+/** Where they are, as far as it is written down here: in a copy of a checkout stands where those of the other are. */
+function privateServers(): { readonly databaseUrl?: string; readonly redisUrl?: string } {
+  try {
+    const said = JSON.parse(readFileSync(path.join(home, '.local', 'servers.json'), 'utf8'));
+    return [undefined, home].includes(said.checkout) ? said : {};
+  } catch {
+    return {}; // it is not there, or was spoilt: npm start writes it anew
+  }
 }
 
 // What no variable can say alone.

@@ -1,8 +1,17 @@
 // A user whom the system hardly knows, beside tests, through kills, stops and resets: with the packages there already.
 import { execFileSync, spawnSync } from 'node:child_process';
-import { existsSync, readdirSync, statSync } from 'node:fs';
+import {
+  existsSync,
+  lstatSync,
+  readdirSync,
+  readFileSync,
+  rmSync,
+  statSync,
+  symlinkSync,
+  truncateSync,
+} from 'node:fs';
 import path from 'node:path';
-import { afterAll, beforeAll, expect, it } from 'vitest';
+import { afterAll, beforeAll, expect } from 'vitest';
 import { root } from '../../scripts/servers.mjs';
 import { until } from '../support/hourhand.ts';
 import { bareCheckout } from './support/checkout.ts';
@@ -12,6 +21,7 @@ import {
   environment,
   give,
   isRoot,
+  itWithProc as it,
   killAll,
   onlyThese,
   type Place,
@@ -39,8 +49,9 @@ let up: Command;
 
 beforeAll(() => {
   bareCheckout(checkout);
+  const how = statSync(root).dev === statSync(checkout).dev ? '-al' : '-a'; // links, where that can be
   for (const dir of ['node_modules', 'test/counterparts/node_modules']) {
-    execFileSync('cp', ['-al', path.join(root, dir), path.join(checkout, dir)]);
+    execFileSync('cp', [how, path.join(root, dir), path.join(checkout, dir)]);
   }
   give(path.join(folder.dir, 'home'), uid);
   // All that the system has, but a Redis only where there is no other way to one.
@@ -57,6 +68,7 @@ beforeAll(() => {
     TMPDIR: undefined,
     PORT: '0',
     TZ: 'Asia/Kolkata',
+    PGSSLMODE: 'require', // of other servers
   });
   place = { cwd: checkout, env, ...(isRoot ? { uid, gid: uid } : {}) };
 });
@@ -106,6 +118,23 @@ it('npm test beside a running npm start passes, and leaves it alone', async () =
   expect(existsSync(path.join(checkout, '.local/test/postgres'))).toBe(false);
 });
 
+it('in a copy of the checkout nothing is taken for its own that runs in the first one', async () => {
+  const copy = path.join(folder.dir, 'home', 'a copy');
+  execFileSync('mkdir', [copy], { uid: place.uid, gid: place.gid });
+  const all = ['.local', 'bin', 'dist', 'node_modules', 'package.json', 'prisma', 'samples', 'scripts', 'src'];
+  for (const name of all.filter((one) => one !== 'node_modules')) {
+    execFileSync('cp', ['-a', path.join(checkout, name), copy]);
+  }
+  symlinkSync(path.join(checkout, 'node_modules'), path.join(copy, 'node_modules'));
+  const there = { ...place, cwd: copy };
+  const asked = await typed(there, process.execPath, 'bin/hourhand.mjs', 'status');
+  expect(asked.said).toMatch(/the private servers of this checkout are not there yet: type npm start/);
+  const start = await typed({ ...there, env: { ...place.env, PORT: 'abc' } }, 'npm', 'start');
+  expect(start.said).toMatch(/^PORT: expected/m);
+  expect((await typed(there, 'npm', 'run', 'stop')).said).toMatch(/^Nothing was running\.$/m);
+  expect(await figures()).toMatch(/sample-/);
+});
+
 it('after kill -9 of everything npm start finds all that was there, and leaves no litter', async () => {
   const before = await figures();
   expect(before.split('\n').length).toBeGreaterThan(10);
@@ -116,6 +145,11 @@ it('after kill -9 of everything npm start finds all that was there, and leaves n
     async () => processesOf(folder.dir),
     (left) => left.length === 0,
   );
+  // Nor does it need what was written down of the servers, and all that was built.
+  truncateSync(path.join(checkout, '.local/servers.json'));
+  const asked = await typed(place, process.execPath, 'bin/hourhand.mjs', 'status');
+  expect(asked.said).toMatch(/the private servers of this checkout are not there yet: type npm start/);
+  rmSync(path.join(checkout, 'dist/store'), { recursive: true });
   await start();
   expect(await figures()).toBe(before);
   if (mayBeUnknown) expect(litter()).toBe(ofOneServer);
@@ -137,6 +171,51 @@ it('npm run stop ends npm start, and stops servers that a killed one has left', 
   expect(processesOf(folder.dir)).toEqual([]);
 });
 
+it('npm run stop ends npm run servers while it sets up', async () => {
+  rmSync(path.join(checkout, 'dist'), { recursive: true });
+  const servers = type(place, 'npm', 'run', 'servers');
+  await servers.says(/^ {2}prisma client /m);
+  const stop = await npm('run', 'stop');
+  expect(stop.said).toMatch(/^ {2}node scripts\/start\.mjs --servers-only \(pid \d+\) is asked to end$/m);
+  expect(await servers.ends()).not.toBe(0);
+  expect(processesOf(folder.dir)).toEqual([]);
+});
+
+it('Ctrl-C ends npm start while it waits for a server that does not come', async () => {
+  await start();
+  killAll(folder.dir, /npm|start\.mjs|cli\.js/);
+  await up.ends();
+  const { pid } = JSON.parse(readFileSync(path.join(checkout, '.local/redis/process.json'), 'utf8'));
+  process.kill(pid, 'SIGSTOP');
+  up = type(place, 'npm', 'start');
+  await up.says(/^ {2}build /m);
+  const lock = path.join(checkout, '.local/servers.lock');
+  await until(
+    async () => lstatSync(lock, { throwIfNoEntry: false }),
+    (there) => there !== undefined,
+  );
+  const begun = performance.now();
+  expect(await up.interrupt(), up.said()).not.toBe(0);
+  expect(performance.now() - begun).toBeLessThan(20_000); // a minute is what Redis would be given
+  expect(processesOf(folder.dir)).toEqual([]);
+});
+
+it('servers whose addresses cannot be written down are stopped again', async () => {
+  const reset = await npm('run', 'reset', '--', '--yes'); // to make its data anew takes PostgreSQL a moment
+  expect(reset.code, reset.said).toBe(0);
+  up = type(place, 'npm', 'start');
+  await until(
+    async () => existsSync(path.join(checkout, '.local/redis/process.json')),
+    (there) => there,
+  );
+  const obstacle = path.join(checkout, '.local/servers.json.new');
+  execFileSync('mkdir', [obstacle], { uid: place.uid, gid: place.gid });
+  expect(await up.ends(), up.said()).toBe(1);
+  rmSync(obstacle, { recursive: true });
+  expect(processesOf(folder.dir)).toEqual([]);
+  await start();
+});
+
 it('npm run reset deletes nothing where nobody can answer, and everything with --yes; npm start begins anew', async () => {
   const data = path.join(checkout, '.local/postgres/data');
   const { ino } = statSync(data);
@@ -152,7 +231,8 @@ it('npm run reset deletes nothing where nobody can answer, and everything with -
   expect(up.said()).toMatch(/^sample: \d+ calls of \d+ users loaded/m);
 });
 
-it('Ctrl-C leaves no process, no temporary file and no shared memory of this user', async () => {
+it('Ctrl-C leaves no process, no temporary file and no shared memory of this user, also where .local is deleted meanwhile', async () => {
+  rmSync(path.join(checkout, '.local'), { recursive: true });
   expect(await up.interrupt(), up.said()).toBe(0);
   if (mayBeUnknown) expect(belongings(uid, folder.dir)).toEqual([]);
   expect(processesOf(folder.dir)).toEqual([]);
