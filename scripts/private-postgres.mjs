@@ -78,7 +78,9 @@ async function end(server, patience) {
   signal(server.pid, 'SIGINT'); // "fast": rolls back what is open
   if (await gone(server, patience)) return;
   signal(server.pid, 'SIGQUIT'); // "immediate"
-  if (!(await gone(server, 500))) signal(server.pid, 'SIGKILL');
+  if (await gone(server, 500)) return;
+  signal(server.pid, 'SIGKILL');
+  await gone(server, 2_000);
 }
 
 /** Deletes the data of a server that does not run. One that was killed has left shared memory, which goes with them. */

@@ -167,7 +167,9 @@ export async function stopRedis(home, patience = 2_000) {
   const server = redisProcess(home);
   if (!server) return;
   signal(server.pid, 'SIGTERM');
-  if (!(await gone(server, patience))) signal(server.pid, 'SIGKILL');
+  if (await gone(server, patience)) return;
+  signal(server.pid, 'SIGKILL');
+  await gone(server, 2_000); // or it would be joined by the next start
 }
 
 async function untilReady(home, server, port, password) {
