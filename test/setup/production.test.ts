@@ -311,7 +311,7 @@ async function shell(
 async function newMachine(node: string, more: Record<string, string> = {}) {
   const database = await createDatabase({ migrated: false });
   const children: ChildProcess[] = [];
-  const { name } = path.parse(database.url);
+  const name = path.basename(new URL(database.url).pathname);
   const env = {
     ...imageEnv(),
     PATH: process.env.PATH,
