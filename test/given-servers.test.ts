@@ -40,6 +40,13 @@ const http = () => listening(createHttpServer((_, res) => res.end('hello')));
 /** The same address with another protocol, and a password that nobody may see. */
 const as = (protocol: string, url: string) => `${protocol}://:${SECRET}@${new URL(url).host}`;
 
+/** The same address with a setting. */
+function having(url: string, name: string, value: string): string {
+  const changed = new URL(url);
+  changed.searchParams.set(name, value);
+  return changed.href;
+}
+
 describe.concurrent('an address at which no such server answers', () => {
   const cases: [string, 'PostgreSQL' | 'Redis', string, string][] = [
     [
@@ -59,7 +66,7 @@ describe.concurrent('an address at which no such server answers', () => {
     [
       'no TLS',
       'PostgreSQL',
-      `${DATABASE_URL}?sslmode=require`,
+      having(DATABASE_URL, 'sslmode', 'require'),
       'expected TLS, for sslmode or ssl is in DATABASE_URL, found a PostgreSQL without: turn its ssl on, or take that out',
     ],
     [
@@ -273,7 +280,7 @@ describe('a PostgreSQL', () => {
       expect(await offer(url)).toBe(undefined);
       await pool.$executeRawUnsafe(`alter ${whose} reset all`);
     }
-    expect(await offer(`${url}?options=-c%20default_transaction_read_only%3Don`)).toBe(
+    expect(await offer(having(url, 'options', '-c default_transaction_read_only=on'))).toBe(
       'take it out of the options in DATABASE_URL',
     );
   });
