@@ -8,7 +8,9 @@ const [major, minor] = process.versions.node.split('.').map(Number);
 if (major < 20 || (major === 20 && minor < 19)) {
   fail(`hourhand needs Node 20.19 or newer; this is ${process.version} (${process.execPath}).`);
 } else if (!existsSync(cli)) {
-  fail('hourhand is not built yet: run npm start, or npm ci --include=dev --ignore-scripts && npm run generate && npm run build.');
+  fail(
+    'hourhand is not built yet: run npm start, or npm ci --include=dev --ignore-scripts && npm run generate && npm run build.',
+  );
 } else {
   import(cli.href);
 }
