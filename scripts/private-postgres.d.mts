@@ -7,4 +7,4 @@ export function startPostgres(options: {
   throwAway: boolean;
   port?: number;
 }): Promise<{ pid: number; port: number }>;
-export function stopPostgres(home: string, patience?: number): Promise<void>;
+export function stopPostgres(home: string): Promise<void>;

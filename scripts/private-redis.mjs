@@ -14,7 +14,7 @@ import {
 import net from 'node:net';
 import path from 'node:path';
 import { freePort } from './ports.mjs';
-import { gone, identify, isEnding, lastLines, lives, run, signal, sleep } from './processes.mjs';
+import { end, identify, isEnding, lastLines, lives, run, sleep } from './processes.mjs';
 
 const NONE =
   'No redis-server or valkey-server is on the PATH: install Redis or Valkey (brew install redis, dnf install valkey, ' +
@@ -163,13 +163,9 @@ maxmemory-policy noeviction
 `;
 
 /** Stops the server; it writes its append-only file to the end first. */
-export async function stopRedis(home, patience = 2_000) {
+export async function stopRedis(home) {
   const server = redisProcess(home);
-  if (!server) return;
-  signal(server.pid, 'SIGTERM');
-  if (await gone(server, patience)) return;
-  signal(server.pid, 'SIGKILL');
-  await gone(server, 2_000); // or it would be joined by the next start
+  if (server) await end(server, ['SIGTERM', 2_000]);
 }
 
 async function untilReady(home, server, port, password) {

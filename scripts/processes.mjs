@@ -5,6 +5,9 @@ import { constants } from 'node:os';
 import path from 'node:path';
 import { fileURLToPath } from 'node:url';
 
+/** This checkout. */
+export const root = path.dirname(path.dirname(fileURLToPath(import.meta.url)));
+
 export const sleep = (ms) => new Promise((resolve) => setTimeout(resolve, ms));
 
 const hasProc = existsSync('/proc/self/stat');
@@ -31,18 +34,16 @@ export function startOf(pid) {
 const ps = (columns, pid) =>
   spawnSync('ps', ['-ww', '-o', columns, '-p', String(pid)], { encoding: 'utf8' }).stdout?.trim() ?? '';
 
-const checkout = path.dirname(path.dirname(fileURLToPath(import.meta.url)));
-
 /**
  * What is written down about a process, so that `lives` can tell it from a later one with the same pid, and from one of the
  * checkout that this one was copied from with all that is written down there.
  */
-export const identify = (pid) => ({ pid, started: startOf(pid), checkout });
+export const identify = (pid) => ({ pid, started: startOf(pid), checkout: root });
 export const lives = (identity) =>
   identity?.started !== undefined && startOf(identity.pid) === identity.started && isOurs(identity);
 
 /** One that was moved is still the same: then where it was is nothing any more. */
-const isOurs = (identity) => [undefined, checkout].includes(identity.checkout) || !existsSync(identity.checkout);
+const isOurs = (identity) => [undefined, root].includes(identity.checkout) || !existsSync(identity.checkout);
 
 export function commandLine(pid) {
   if (startOf(pid) === undefined) return '';
@@ -64,9 +65,22 @@ export function signal(pid, name) {
 }
 
 /** Waits until a process is gone; false when it still lives after `ms`. */
-export async function gone(identity, ms) {
+async function gone(identity, ms) {
   for (const deadline = Date.now() + ms; lives(identity); await sleep(20)) if (Date.now() > deadline) return false;
   return true;
+}
+
+/**
+ * Ends a process and waits until it is gone: or the next start would join it. It gets each signal in turn, with so many ms to
+ * heed it, and is killed if it heeds none.
+ */
+export async function end(identity, ...signals) {
+  for (const [name, ms] of signals) {
+    signal(identity.pid, name);
+    if (await gone(identity, ms)) return;
+  }
+  signal(identity.pid, 'SIGKILL');
+  await gone(identity, 2_000);
 }
 
 const running = new Set();
@@ -89,15 +103,15 @@ export function run([command, ...args], { input, ...options } = {}) {
     const stdin = input === undefined ? 'ignore' : 'pipe';
     const child = spawn(command, args, { ...options, stdio: [stdin, 'pipe', 'pipe'] });
     const chunks = [];
-    const end = (code, note) => {
+    const ended = (code, note) => {
       running.delete(child);
       resolve({ code, output: Buffer.concat(chunks).toString() + note });
     };
     running.add(child);
     child.stdout.on('data', (chunk) => chunks.push(chunk));
     child.stderr.on('data', (chunk) => chunks.push(chunk));
-    child.on('error', (error) => end(127, error.message));
-    child.on('close', (code, name) => end(code ?? 1, name ? `\nended by ${name}` : ''));
+    child.on('error', (error) => ended(127, error.message));
+    child.on('close', (code, name) => ended(code ?? 1, name ? `\nended by ${name}` : ''));
     child.stdin?.on('error', () => {}); // it may end without reading; its exit code says what matters
     child.stdin?.end(input);
   });

@@ -1,8 +1,7 @@
 // Is there room on the disk, and what is said when there is none? Node built-ins only.
 import { statfsSync } from 'node:fs';
-import { fileURLToPath } from 'node:url';
+import { root } from './processes.mjs';
 
-const root = fileURLToPath(new URL('..', import.meta.url));
 const MEGABYTE = 2 ** 20;
 
 function freeMegabytes() {

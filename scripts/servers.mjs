@@ -3,16 +3,18 @@
 import { randomBytes } from 'node:crypto';
 import { existsSync, readdirSync, readFileSync, renameSync, rmSync, writeFileSync } from 'node:fs';
 import path from 'node:path';
-import { fileURLToPath } from 'node:url';
 import { lock } from './lock.mjs';
 import { deletePostgres, postgresPid, startPostgres, stopPostgres } from './private-postgres.mjs';
 import { redisProcess, startRedis, stopRedis } from './private-redis.mjs';
-import { gone, identify, lives, signal } from './processes.mjs';
+import { end, identify, lives, root } from './processes.mjs';
 
-export const root = path.dirname(path.dirname(fileURLToPath(import.meta.url)));
+export { root };
+
 /** `npm start` and `hourhand` use the servers of `.local`; tests have some of their own, whose data are thrown away. */
 export const local = path.join(root, '.local');
 export const localTest = path.join(local, 'test');
+/** Whoever runs `npm start` holds it, and says there where the dashboard is. */
+export const startLock = path.join(local, 'start.lock');
 /** Tests that kill servers have some of their own, each in a folder of this. */
 export const localOwn = path.join(localTest, 'own');
 export const ownServersOfTests = () =>
@@ -135,8 +137,7 @@ async function leave(dir, me, throwAway, servers) {
   // Somebody deleted .local, and with it what was written down of them.
   const known = Object.values(runningServers(dir).pids);
   for (const server of servers.filter((one) => lives(one) && !known.includes(one.pid))) {
-    signal(server.pid, 'SIGINT');
-    if (!(await gone(server, 2_000))) signal(server.pid, 'SIGKILL');
+    await end(server, ['SIGINT', 2_000]);
   }
 }
 

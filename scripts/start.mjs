@@ -1,11 +1,10 @@
 // npm start: everything a newcomer needs, from a bare checkout to a running hourhand; Ctrl-C or SIGTERM ends it.
 // npm run servers (--servers-only): the private servers alone, for `npx hourhand …` and whoever else wants them.
 import net from 'node:net';
-import path from 'node:path';
 import { checkGiven } from '../src/given-servers.mjs';
 import { holderOf, noteInLock, tryLock } from './lock.mjs';
 import { runUntilStopped } from './processes.mjs';
-import { local, root, runningServers, startServers } from './servers.mjs';
+import { local, root, runningServers, startLock, startServers } from './servers.mjs';
 import { checkNode, checkWritable, setUp } from './set-up.mjs';
 import { step } from './steps.mjs';
 import { awaitStopRequest, exitAfter } from './stop-request.mjs';
@@ -37,7 +36,7 @@ async function withServers(use) {
 
 async function start() {
   checkWritable();
-  const unlock = tryLock(lockFile);
+  const unlock = tryLock(startLock);
   if (!unlock) throw new Error(whoRuns());
   try {
     await checkPlace();
@@ -62,19 +61,17 @@ async function start() {
   }
 }
 
-const lockFile = path.join(local, 'start.lock');
-
 /** hourhand says where its dashboard is, which may be on a port that was free. */
 function remember({ dashboard }) {
   try {
-    if (dashboard) noteInLock(lockFile, { dashboard });
+    if (dashboard) noteInLock(startLock, { dashboard });
   } catch {
     // The disk is full, say: no reason to end what runs.
   }
 }
 
 function whoRuns() {
-  const first = holderOf(lockFile);
+  const first = holderOf(startLock);
   const where = first?.dashboard ? `see ${first.dashboard}` : 'and is still setting up: wait for it';
   return `npm start runs already${first ? ` (pid ${first.pid})` : ''}, ${where}, or stop it (npm run stop).`;
 }

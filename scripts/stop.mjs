@@ -4,13 +4,12 @@ import { existsSync } from 'node:fs';
 import path from 'node:path';
 import { createInterface } from 'node:readline/promises';
 import { holderOf, tryLock } from './lock.mjs';
-import { commandLine, gone, signal } from './processes.mjs';
+import { commandLine, end } from './processes.mjs';
 import { whyFull } from './room.mjs';
-import { local, localTest, ownServersOfTests, runningServers, stopServers } from './servers.mjs';
+import { local, localTest, ownServersOfTests, runningServers, startLock, stopServers } from './servers.mjs';
 import { checkNode, checkWritable, setUpLock } from './set-up.mjs';
 
 const PATIENCE = 20_000; // what npm start needs to end its jobs and its servers, and more
-const startLock = path.join(local, 'start.lock');
 const USAGE = 2;
 
 /** Resolves to how many processes it ended, saying each. */
@@ -21,8 +20,7 @@ async function stop() {
   const all = [holderOf(startLock), ...settingUp, ...users].filter(Boolean);
   for (const user of new Map(all.map((one) => [one.pid, one])).values()) {
     console.log(`  ${commandLine(user.pid).trim()} (pid ${user.pid}) is asked to end`);
-    signal(user.pid, 'SIGTERM');
-    if (!(await gone(user, PATIENCE))) signal(user.pid, 'SIGKILL');
+    await end(user, ['SIGTERM', PATIENCE]);
     ended++;
   }
   const [tests] = runningServers(localTest).users;
