@@ -45,6 +45,7 @@ test('an empty database gets all of them, in order, and each is said as it is do
       'StatRun',
       'StatSchedule',
       'StatShard',
+      'Warning',
       '_prisma_migrations',
     ].sort(),
   );
