@@ -1,21 +1,22 @@
-// How is PostgreSQL reached for what Prisma cannot do: COPY, and migrations?
+// Reaches PostgreSQL for what Prisma cannot do: COPY, and migrations.
 
+import type { EventEmitter } from 'node:events';
 import pg from 'pg';
-import { reach } from './db.ts';
+import { Client, reach } from './driver.ts';
 
 /**
- * One connection of plain `pg`; what the role says of time-outs holds there. The caller ends it.
+ * One connection of plain `pg`, without time-outs of its own. The caller ends it.
  *
  * @throws {Error} when the server does not take it within ten seconds, with the reason
  */
-export async function connectClient(databaseUrl: string, purpose: string): Promise<pg.Client> {
+export async function connectClient(databaseUrl: string, purpose: string): Promise<Client> {
   try {
-    const client = new pg.Client({
+    const client = new Client({
       connectionString: databaseUrl,
       application_name: `hourhand ${purpose}`,
+      patient: true,
       ...reach,
     });
-    client.on('error', () => {}); // A lost connection is told by the statement that it interrupts.
     await client.connect();
     return client;
   } catch (cause) {
@@ -24,12 +25,43 @@ export async function connectClient(databaseUrl: string, purpose: string): Promi
   }
 }
 
-/** What ends the statement that a connection runs at this moment, by another one: hanging up would leave it running to its end. */
-export async function canceller(client: pg.Client, databaseUrl: string, purpose: string): Promise<() => void> {
-  const { rows } = await client.query<{ pid: number }>('SELECT pg_backend_pid() AS pid');
-  const cancelling = async () => {
-    const other = await connectClient(databaseUrl, purpose);
-    await other.query('SELECT pg_cancel_backend($1)', [rows[0]?.pid]).finally(() => other.end());
+/** What pg's own client knows of itself and of a connection, and its types leave out. */
+interface Cancellable {
+  readonly processID: number;
+  readonly secretKey: number;
+  readonly host: string;
+  readonly port: number;
+  readonly ssl: boolean | object;
+  readonly sslNegotiation: string;
+}
+interface CancelConnection extends EventEmitter {
+  readonly stream: { destroy(): void };
+  connect(port: number | string, host?: string): void;
+  requestSsl(): void;
+  cancel(processID: number, secretKey: number): void;
+}
+
+/**
+ * What ends the statement that a connection runs at this moment: hanging up would leave it running to its end. It is asked
+ * by the protocol's own request, which a pooler hands on to the server's session that works for us; by that session's pid
+ * it could be a stranger's statement.
+ */
+export function canceller(client: Client): () => void {
+  const { processID, secretKey, host, port, ssl, sslNegotiation } = client as unknown as Cancellable;
+  return () => {
+    const config: object = { ssl, sslNegotiation };
+    const request = new pg.Connection(config) as unknown as CancelConnection; // its types name what a query needs
+    const end = () => request.stream.destroy();
+    const timer = setTimeout(end, reach.connectionTimeoutMillis).unref();
+    const send = () => request.cancel(processID, secretKey);
+    request.on('error', end); // The server is gone: nothing is left to cancel.
+    request.on('end', () => clearTimeout(timer));
+    request.on('sslconnect', send);
+    request.on('connect', () => {
+      if (!ssl) send();
+      else if (sslNegotiation !== 'direct') request.requestSsl();
+    });
+    if (host.startsWith('/')) request.connect(`${host}/.s.PGSQL.${port}`);
+    else request.connect(port, host);
   };
-  return () => void cancelling().catch(() => {}); // The server is gone: nothing is left to cancel.
 }

@@ -1,51 +1,38 @@
 // How is PostgreSQL reached, and what does it say when it refuses?
 
-import { hash } from 'node:crypto';
-import { PrismaPg } from '@prisma/adapter-pg';
-import pg from 'pg';
+import type pg from 'pg';
 import { Prisma, PrismaClient } from '../generated/prisma/client.ts';
+import { adapterOf } from './adapter.ts';
+import { type Prepared, poolOf, reach } from './driver.ts';
 
 export { Prisma as Sql };
 
-/** A connection pool, or a transaction in it. */
+/**
+ * A connection pool, or a transaction in it. Each statement of either runs under our settings, whatever the role, the
+ * database or a pooler has set: src/store/driver.ts.
+ */
 export type Db = Prisma.TransactionClient;
 export type Pool = PrismaClient;
 
 const MINUTE_MS = 60_000;
 
-/**
- * How long a server may take to take a connection, and when a connection on which nothing comes is asked whether anybody is
- * still there: after 30 seconds, and given up 10 later. Without, a statement waits for ever on a line that was cut.
- */
-export const reach = {
-  connectionTimeoutMillis: 10_000,
-  keepAlive: true,
-  keepAliveInitialDelayMillis: 30_000,
-};
+export interface PoolOptions {
+  readonly connections: number;
+  readonly onError: (error: Error) => void;
+  /** No statement and no idle transaction is cut off: for a report that streams to a slow reader. */
+  readonly patient?: boolean;
+  /** Whether statements are prepared under names. */
+  readonly prepared?: Prepared;
+}
 
-/**
- * Open a pool of at most `connections`. Nothing is asked of the server before the first statement.
- *
- * A statement is given up after five minutes, and a transaction that sits idle after one: neither may hold an hour's
- * locks for ever. `patient` lifts both, for a report that streams to a slow reader. `work_mem` lets a shard of 50,000
- * calls be sorted and hashed in memory.
- */
+/** Open a pool of at most `connections`. Nothing is asked of the server before the first statement. */
 export function connect(
   url: string,
-  {
-    connections,
-    onError,
-    patient = false,
-  }: { connections: number; onError: (error: Error) => void; patient?: boolean },
+  { connections, onError, patient = false, prepared = 'auto' }: PoolOptions,
 ): Pool {
-  const pool = openPool(url, { max: connections, onError, patient });
+  const pool = openPool(url, { max: connections, onError, patient, prepared });
   return new PrismaClient({
-    adapter: new PrismaPg(pool, {
-      onPoolError: onError,
-      onConnectionError: onError,
-      disposeExternalPool: true,
-      statementNameGenerator: ({ sql }) => nameOf(sql),
-    }),
+    adapter: adapterOf(pool, onError),
     // Longer than any statement: the server ends them, the client only counts.
     transactionOptions: {
       timeout: (patient ? 24 * 60 : 6) * MINUTE_MS,
@@ -54,58 +41,12 @@ export function connect(
   });
 }
 
-/** Connections as ours are to be, for who works with plain `pg`; `more` comes before what they all have. */
+/** The same for plain `pg`; `more` comes before what all connections have. */
 export function openPool(
   url: string,
-  {
-    max,
-    onError,
-    patient = false,
-    more = {},
-  }: { max: number; onError: (error: Error) => void; patient?: boolean; more?: pg.PoolConfig },
+  { more = {}, ...options }: Omit<PoolOptions, 'connections'> & { max: number; more?: pg.PoolConfig },
 ): pg.Pool {
-  const settings = {
-    application_name: 'hourhand',
-    timezone: 'UTC',
-    datestyle: 'ISO', // the client reads no other
-    statement_timeout: patient ? 0 : 5 * MINUTE_MS,
-    idle_in_transaction_session_timeout: patient ? 0 : MINUTE_MS,
-    work_mem: '64MB',
-    jit: 'off',
-    // Whatever the role or the database says; here, because a statement of its own in every transaction is a round trip each.
-    default_transaction_isolation: 'read\\ committed',
-  };
-  const options = Object.entries(settings)
-    .map(([name, value]) => `-c ${name}=${value}`)
-    .join(' ');
-  const pool = new pg.Pool({ connectionString: withOptions(url, options), max, options, ...reach, ...more });
-  // Between the pool's own listener and that of whoever gets the connection there is a moment without any: a server that
-  // stops just then (its last word may come with the answer before it) would end the process.
-  pool.on('connect', (client) => client.on('error', onError));
-  return pool;
-}
-
-const names = new Map<string, string>();
-
-/**
- * A statement with a name is parsed once for each connection, and soon planned no more: of the ledger's, whose plans are what their
- * keys make them, that is most of the work. Those that meet the calls or their figures have none: how they are best done hangs on
- * how many there are, each time.
- */
-function nameOf(sql: string): string {
-  if (sql.includes('"ModelCall')) return '';
-  const name = names.get(sql) ?? `h${hash('sha1', sql)}`;
-  names.set(sql, name);
-  return name;
-}
-
-/** Those of a URL would take the place of ours: they come before them instead. */
-function withOptions(url: string, ours: string): string {
-  const address = new URL(url);
-  const theirs = address.searchParams.get('options');
-  if (theirs === null) return url;
-  address.searchParams.set('options', `${theirs} ${ours}`);
-  return address.href;
+  return poolOf({ connectionString: url, application_name: 'hourhand', ...reach, ...options, ...more });
 }
 
 /**

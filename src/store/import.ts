@@ -1,9 +1,9 @@
 // How do imported calls reach the table? Plain pg, because Prisma has no COPY.
 
 import type { Writable } from 'node:stream';
-import type pg from 'pg';
 import { from as copyFrom } from 'pg-copy-streams';
 import { canceller, connectClient } from './client.ts';
+import { beginning, type Client } from './driver.ts';
 
 /** What a file says of a call: its name there, in the order in which rows are copied, and the table's column and type. */
 const COLUMNS = {
@@ -29,7 +29,7 @@ const conflict = `known call WHERE call.id = staged.id AND ${figuresOf('call')} 
 
 /** A connection within one transaction, and what ends it early. */
 export interface ImportTransaction {
-  readonly client: pg.Client;
+  readonly client: Client;
   readonly signal?: AbortSignal;
 }
 
@@ -48,7 +48,7 @@ export async function inImport<T>(
   const client = await connectClient(databaseUrl, 'import');
   let cancel = () => {};
   try {
-    cancel = await canceller(client, databaseUrl, 'import');
+    cancel = canceller(client);
     signal?.addEventListener('abort', cancel);
     await client.query(begin);
     const result = await work({ client, signal });
@@ -65,13 +65,7 @@ export async function inImport<T>(
 }
 
 const begin = `
-  BEGIN ISOLATION LEVEL READ COMMITTED;
-  SET LOCAL statement_timeout = 0;
-  SET LOCAL idle_in_transaction_session_timeout = 0;
-  SET LOCAL datestyle = ISO;
-  SET LOCAL timezone = 'UTC';
-  SET LOCAL work_mem = '64MB';
-  SET LOCAL jit = off;
+  ${beginning({ patient: true })};
   CREATE TEMPORARY TABLE staged (
     line bigint NOT NULL,
     ${definitions},
@@ -215,7 +209,7 @@ export async function analyzeCalls(transaction: ImportTransaction, tables: reado
 /** Whether there is any call at all. */
 export async function hasCalls(databaseUrl: string): Promise<boolean> {
   const client = await connectClient(databaseUrl, 'import');
-  const found = await client.query('SELECT FROM "ModelCall" LIMIT 1').finally(() => client.end());
+  const found = await client.alone('SELECT FROM "ModelCall" LIMIT 1').finally(() => client.end());
   return found.rowCount !== 0;
 }
 

@@ -1,14 +1,19 @@
-// Is the schema there, and whole?
+// Applies the migrations that are missing, and says which those are.
 
 import { createHash, randomUUID } from 'node:crypto';
 import { existsSync, readdirSync, readFileSync } from 'node:fs';
 import path from 'node:path';
-import type pg from 'pg';
+import { setTimeout as sleep } from 'node:timers/promises';
+import pg from 'pg';
 import { connectClient } from './client.ts';
 import type { Db } from './db.ts';
+import { beginning, type Client } from './driver.ts';
 
 /** The advisory lock that Prisma's own engine takes, so that neither runs beside the other. */
 const PRISMA_LOCK = 72_707_369;
+
+/** SQLSTATE of a lock that was not to be had in time. */
+const LOCK_NOT_AVAILABLE = '55P03';
 
 interface Migration {
   readonly name: string;
@@ -16,11 +21,18 @@ interface Migration {
   readonly checksum: string;
 }
 
+/** What a migration waits for its locks in all, and at once: longer, and the gateway's calls would queue behind it. */
+const PATIENCE_MS = 60_000;
+const LOCK_MS = 500;
+const PAUSE_MS = 500;
+
 /**
  * Apply the migrations that are missing, in order, as plain SQL and in Prisma's own table: Prisma's command wants an
  * engine that is a download, and a later `prisma migrate deploy` agrees with what is written here. Each is one
- * transaction with its entry, whole or not at all; the first that fails stops the rest.
+ * transaction with its entry, whole or not at all; the first that fails stops the rest. That transaction takes the lock
+ * and asks again what is applied, so that it works through a pooler, and several at once apply each once.
  *
+ * @param patienceMs how long one may go on trying to get its locks
  * @returns the names applied
  * @throws {Error} naming the migration that failed, now or before
  */
@@ -28,38 +40,17 @@ export async function migrate(
   url: string,
   folder: string,
   onApplied: (name: string) => void = () => {},
+  { patienceMs = PATIENCE_MS } = {},
 ): Promise<string[]> {
   const client = await connectClient(url, 'migrate');
   try {
-    await client.query("set lock_timeout = '60s'; set statement_timeout = 0"); // whatever the role has
-    await client.query('select pg_advisory_lock($1)', [PRISMA_LOCK]);
-    await client.query(`
-      create table if not exists _prisma_migrations (
-        id varchar(36) primary key not null, checksum varchar(64) not null, finished_at timestamptz,
-        migration_name varchar(255) not null, logs text, rolled_back_at timestamptz,
-        started_at timestamptz not null default now(), applied_steps_count integer not null default 0)`);
-    const { rows } = await client.query<{ name: string; checksum: string; finished: boolean }>(`
-      select migration_name as name, checksum, finished_at is not null as finished
-        from _prisma_migrations where rolled_back_at is null`);
-    const failed = rows.find((row) => !row.finished);
-    if (failed) {
-      throw new Error(
-        `migration ${failed.name} was begun by another tool and did not end: see to it, then set rolled_back_at in _prisma_migrations`,
-      );
-    }
-    const known = new Map(rows.map((row) => [row.name, row.checksum]));
     const applied: string[] = [];
+    const known = await alone(client, patienceMs, () => entries(client));
     for (const migration of migrationsIn(folder)) {
-      const checksum = known.get(migration.name);
-      if (checksum === undefined) {
-        await apply(client, migration);
-        applied.push(migration.name);
-        onApplied(migration.name);
-      } else if (checksum !== migration.checksum) {
-        throw new Error(
-          `migration ${migration.name} was edited after it was applied: expected ${checksum.slice(0, 12)}…, found ${migration.checksum.slice(0, 12)}…`,
-        );
-      }
+      if (isApplied(migration, known)) continue;
+      if (!(await apply(client, migration, patienceMs))) continue;
+      applied.push(migration.name);
+      onApplied(migration.name);
     }
     return applied;
   } finally {
@@ -67,23 +58,106 @@ export async function migrate(
   }
 }
 
-async function apply(client: pg.Client, { name, sql, checksum }: Migration): Promise<void> {
+/**
+ * Do some work in a transaction, while no other process migrates.
+ *
+ * @throws {Error} naming the session that migrates for longer than that
+ */
+async function alone<T>(client: Client, patienceMs: number, work: () => Promise<T>): Promise<T> {
   try {
-    await client.query('begin');
-    await client.query(sql);
-    await client.query(
-      `insert into _prisma_migrations (id, checksum, migration_name, finished_at, applied_steps_count)
-       values ($1, $2, $3, clock_timestamp(), 1)`,
-      [randomUUID(), checksum, name],
-    );
+    await client.query(`${beginning({ patient: true })}; SET LOCAL lock_timeout = '${patienceMs}ms'`);
+    await client.query('select pg_advisory_xact_lock($1)', [PRISMA_LOCK]).catch(async (cause) => {
+      if (!isLocked(cause)) throw cause;
+      await client.query('rollback');
+      throw new Error(`another process migrates; ${await inTheWay(client)}`, { cause });
+    });
+    const result = await work();
     await client.query('commit');
-  } catch (cause) {
+    return result;
+  } catch (error) {
     await client.query('rollback').catch(() => {});
+    throw error;
+  }
+}
+
+function isLocked(error: unknown): boolean {
+  return error instanceof pg.DatabaseError && error.code === LOCK_NOT_AVAILABLE;
+}
+
+/** The checksums of the migrations that were applied, by name. */
+async function entries(client: Client): Promise<Map<string, string>> {
+  await client.query(`
+    create table if not exists _prisma_migrations (
+      id varchar(36) primary key not null, checksum varchar(64) not null, finished_at timestamptz,
+      migration_name varchar(255) not null, logs text, rolled_back_at timestamptz,
+      started_at timestamptz not null default now(), applied_steps_count integer not null default 0)`);
+  const { rows } = await client.query<{ name: string; checksum: string; finished: boolean }>(`
+    select migration_name as name, checksum, finished_at is not null as finished
+      from _prisma_migrations where rolled_back_at is null`);
+  const failed = rows.find((row) => !row.finished);
+  if (failed) {
     throw new Error(
-      `migration ${name}: ${cause instanceof Error ? cause.message : cause}; nothing of it was applied`,
-      { cause },
+      `migration ${failed.name} was begun by another tool and did not end: see to it, then set rolled_back_at in _prisma_migrations`,
     );
   }
+  return new Map(rows.map((row) => [row.name, row.checksum]));
+}
+
+/** @throws {Error} if another text of the same name was applied */
+function isApplied({ name, checksum }: Migration, known: ReadonlyMap<string, string>): boolean {
+  const applied = known.get(name);
+  if (applied !== undefined && applied !== checksum) {
+    throw new Error(
+      `migration ${name} was edited after it was applied: expected ${applied.slice(0, 12)}…, found ${checksum.slice(0, 12)}…`,
+    );
+  }
+  return applied !== undefined;
+}
+
+/** @returns whether this process applied it */
+async function apply(client: Client, migration: Migration, patienceMs: number): Promise<boolean> {
+  const deadline = performance.now() + patienceMs;
+  for (;;) {
+    try {
+      return await alone(client, patienceMs, async () => {
+        if (isApplied(migration, await entries(client))) return false;
+        await client.query(`set local lock_timeout = '${LOCK_MS}ms'`);
+        await client.query(migration.sql);
+        await client.query(
+          `insert into _prisma_migrations (id, checksum, migration_name, finished_at, applied_steps_count)
+           values ($1, $2, $3, clock_timestamp(), 1)`,
+          [randomUUID(), migration.checksum, migration.name],
+        );
+        return true;
+      });
+    } catch (cause) {
+      const reason = cause instanceof Error ? cause.message : String(cause);
+      const failed = (why: string) =>
+        new Error(`migration ${migration.name}: ${why}; nothing of it was applied`, { cause });
+      if (!isLocked(cause)) throw failed(reason);
+      if (performance.now() > deadline) throw failed(`${reason}; ${await inTheWay(client)}`);
+    }
+    await sleep(PAUSE_MS);
+  }
+}
+
+/** Which session holds the tables, or migrates, for longest, and what to do about it. */
+async function inTheWay(client: Client): Promise<string> {
+  const { rows } = await client.alone(
+    `select a.pid, a.usename as role, a.application_name as application, a.xact_start as since
+       from pg_locks l join pg_stat_activity a on a.pid = l.pid
+      where l.granted and l.pid <> pg_backend_pid()
+        and (l.relation in (select oid from pg_class where relnamespace = current_schema()::regnamespace)
+             or (l.locktype = 'advisory' and l.classid = 0 and l.objid = $1))
+        and l.database = (select oid from pg_database where datname = current_database())
+      order by a.xact_start limit 1`,
+    [PRISMA_LOCK],
+  );
+  const [session] = rows as { pid: number; role: string; application: string; since: Date | null }[];
+  if (!session) return 'the session that was in the way has ended: try again';
+  const since = session.since ? `, in a transaction since ${session.since.toISOString()}` : '';
+  const { pid, role, application } = session;
+  return `in the way is session ${pid} of ${role} (${application || 'no application name'}${since}): end it, and try again`;
 }
 
 /** The names of the migrations that the database lacks. */

@@ -54,7 +54,7 @@ export async function partitionCalls(options: ConversionOptions): Promise<number
   const { databaseUrl, plan, dryRun, onProspect, onStep, signal } = options;
   signal?.throwIfAborted();
   const client = await connectClient(databaseUrl, 'partition');
-  const cancel = await canceller(client, databaseUrl, 'partition');
+  const cancel = canceller(client);
   signal?.addEventListener('abort', cancel);
   try {
     await client.query(settings);

@@ -1,19 +1,30 @@
-// Is this a PostgreSQL that we can work with, and what is to be done where it is not?
+// Says whether we can work with a PostgreSQL, and what to do if not.
 
-import type pg from 'pg';
+import { type Client, EXPECTED } from './driver.ts';
 
 /** The oldest that has all that our statements need; `date_bin` came with it. */
 export const OLDEST_POSTGRES = 14;
 
-/** @returns what was expected and found, and what to do; undefined where nothing is wrong with it */
-export async function faultOf(client: pg.Client, { writes }: { writes: boolean }): Promise<string | undefined> {
-  const { rows } = await client.query<{
-    version: string;
-    major: number;
-    standby: boolean;
-    off: boolean;
-    where: string | null;
-  }>(`
+interface Server {
+  version: string;
+  major: number;
+  standby: boolean;
+  off: boolean;
+  where: string | null;
+  schema: string | null;
+  searchPath: string;
+  tablesIn: string | null;
+  settings: Record<string, string | null>;
+}
+
+/**
+ * Look at the server within a transaction as all of ours are.
+ *
+ * @returns what was expected and found, and what to do; undefined where nothing is wrong with it
+ */
+export async function faultOf(client: Client, { writes }: { writes: boolean }): Promise<string | undefined> {
+  const { rows } = await client.inTransaction({
+    text: `
     select current_setting('server_version') as version, current_setting('server_version_num')::int / 10000 as major,
            pg_is_in_recovery() as standby, current_setting('default_transaction_read_only')::bool as off,
            (select case source
@@ -21,33 +32,59 @@ export async function faultOf(client: pg.Client, { writes }: { writes: boolean }
                      when 'user' then format('ROLE %I', current_user)
                      when 'database user' then format('ROLE %I IN DATABASE %I', current_user, current_database())
                      else format('DATABASE %I', current_database()) end
-              from pg_settings where name = 'default_transaction_read_only') as where`);
-  const [server] = rows;
-  if (server && server.major < OLDEST_POSTGRES) {
+              from pg_settings where name = 'default_transaction_read_only') as where,
+           current_schema()::text as schema, current_setting('search_path') as "searchPath",
+           (select relnamespace::regnamespace::text from pg_class where oid = to_regclass('"StatHour"')) as "tablesIn",
+           (select jsonb_object_agg(name, current_setting(name, true)) from unnest($1::text[]) as name) as settings`,
+    values: [Object.keys(EXPECTED)],
+  });
+  const [server] = rows as Server[];
+  if (!server) return 'expected an answer, found none';
+  if (server.major < OLDEST_POSTGRES) {
     return `expected version ${OLDEST_POSTGRES} or newer, found ${server.version}: upgrade it, or name another in DATABASE_URL`;
   }
-  if (!writes) return undefined;
-  if (server?.standby) return 'expected one that takes writes, found a standby: name the primary in DATABASE_URL';
-  if (server?.off) {
-    const mend = server.where
-      ? `type ALTER ${server.where} SET default_transaction_read_only = off`
-      : 'take it out of the options in DATABASE_URL';
-    return `expected one that takes writes, found default_transaction_read_only on: ${mend}, or name the primary in DATABASE_URL`;
-  }
-  return undefined;
+  return settingsFault(server) ?? schemaFault(server) ?? (writes ? writingFault(server) : undefined);
+}
+
+/** Each transaction sets its own: only what stands between can have changed them. */
+function settingsFault({ settings }: Server): string | undefined {
+  const wrong = Object.entries(EXPECTED).filter(([name, value]) => settings[name] !== value);
+  if (wrong.length === 0) return undefined;
+  const spell = (values: (name: string, value: string) => string | null | undefined) =>
+    wrong.map(([name, value]) => `${name} ${values(name, value) ?? 'unset'}`).join(', ');
+  const found = spell((name) => settings[name]);
+  return `expected ${spell((_, value) => value)} in our transactions, found ${found}: name PostgreSQL itself in DATABASE_URL, not what stands between`;
+}
+
+function schemaFault({ schema, searchPath, tablesIn }: Server): string | undefined {
+  const mend = 'type ALTER ROLE … IN DATABASE … SET search_path = …';
+  if (schema === null) return `expected search_path to name a schema that is there, found ${searchPath}: ${mend}`;
+  if (tablesIn === null || tablesIn === schema) return undefined;
+  return `expected hourhand's tables in ${schema}, the first schema of search_path, found them in ${tablesIn}: ${mend}`;
+}
+
+function writingFault({ standby, off, where }: Server): string | undefined {
+  if (standby) return 'expected one that takes writes, found a standby: name the primary in DATABASE_URL';
+  if (!off) return undefined;
+  const mend = where
+    ? `type ALTER ${where} SET default_transaction_read_only = off`
+    : 'take it out of the options in DATABASE_URL';
+  return `expected one that takes writes, found default_transaction_read_only on: ${mend}, or name the primary in DATABASE_URL`;
 }
 
 const POOLER =
-  'a pooler stands between that hands on no options or no prepared statements: name PostgreSQL itself in DATABASE_URL';
+  'a pooler stands between that takes no options, or no whole transactions: take the options out of DATABASE_URL, ' +
+  'set its pool_mode to session or transaction, or name PostgreSQL itself';
+const UNPREPARED = 'a pooler stands between that knows no prepared statements: set DATABASE_PREPARED=off';
 
 const REMEDIES: Record<string, string> = {
   '08P01': POOLER,
   '25006': 'it is read-only: name the primary in DATABASE_URL, or set default_transaction_read_only = off',
-  '26000': POOLER,
+  '26000': UNPREPARED,
   '28000': 'look at the user and sslmode in DATABASE_URL, and at its pg_hba.conf',
   '28P01': 'look at the user and the password in DATABASE_URL',
   '3D000': 'create it there (CREATE DATABASE), or name another in DATABASE_URL',
-  '42P05': POOLER,
+  '42P05': UNPREPARED,
   '42501':
     "hourhand's own role owns its tables: type CREATE DATABASE … OWNER for it, or GRANT CREATE ON SCHEMA to it",
   '53100': 'its disk is full: make room there, and do this again',
