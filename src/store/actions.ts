@@ -56,5 +56,5 @@ export async function recentActions(
 
 /** Forget the lines of more than so many days ago. */
 export async function forgetActions(db: Db, days: number, now?: Now): Promise<void> {
-  await db.$executeRaw`delete from "OperatorAction" where at < ${instant(now)} - ${days}::int * interval '1 day'`;
+  await db.$executeRaw`delete from "OperatorAction" where at < ${instant(now)} - ${days}::int * interval '24 hours'`;
 }

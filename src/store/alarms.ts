@@ -157,7 +157,7 @@ export async function takeUntold(db: Db, limit: number, now?: Now): Promise<Alar
     update "Alarm" set "tellAfter" = ${instant(now)} + ${TELLING_SECONDS}::int * interval '1 second'
      where seq in (select seq from "Alarm"
                     where ("toldAt" is null or ("endedAt" is not null and "endToldAt" is null)) and "tellAfter" <= ${instant(now)}
-                      and coalesce("endedAt", 'infinity') > ${instant(now)} - interval '1 day'
+                      and coalesce("endedAt", 'infinity') > ${instant(now)} - interval '24 hours'
                     order by seq limit ${limit}::int for update skip locked)
     returning ${columns}`;
 }
@@ -177,5 +177,5 @@ export async function openAlarms(db: Db): Promise<Alarm[]> {
 
 /** Forget the alarms that ended more than so many days ago. */
 export async function forgetAlarms(db: Db, days: number, now?: Now): Promise<void> {
-  await db.$executeRaw`delete from "Alarm" where "endedAt" < ${instant(now)} - ${days}::int * interval '1 day'`;
+  await db.$executeRaw`delete from "Alarm" where "endedAt" < ${instant(now)} - ${days}::int * interval '24 hours'`;
 }

@@ -37,5 +37,5 @@ const zero = Sql.sql`case when figure = 'byType' then '{}' else '0' end`;
 
 /** Forget the changes of more than so many days ago. */
 export async function forgetChanges(db: Db, days: number, now?: Now): Promise<void> {
-  await db.$executeRaw`delete from "StatChange" where at < ${instant(now)} - ${days}::int * interval '1 day'`;
+  await db.$executeRaw`delete from "StatChange" where at < ${instant(now)} - ${days}::int * interval '24 hours'`;
 }

@@ -22,13 +22,15 @@ export interface Bar extends Range {
  * totals: of two years of hours none of their users' rows is read.
  */
 export async function barsOf(db: Db, { start, end }: Range, step: Step): Promise<Bar[]> {
+  const one = Sql.sql`('1 ' || ${step}::text)::interval`;
   return db.$queryRaw<Bar[]>`
-    select b.at, greatest(b.at, ${start}::timestamptz) as start,
-           least(b.at + ('1 ' || ${step}::text)::interval, ${end}::timestamptz) as "end", coalesce(calls, 0)::bigint as calls, coalesce("successCalls", 0)::bigint as "successCalls",
+    select b.at, greatest(b.at, ${start}::timestamptz) as start, least(b.next, ${end}::timestamptz) as "end",
+           coalesce(calls, 0)::bigint as calls, coalesce("successCalls", 0)::bigint as "successCalls",
            coalesce("failedCalls", 0)::bigint as "failedCalls", coalesce("totalUsage", 0)::text as "totalUsage",
            coalesce("totalCredits", 0)::text as "totalCredits"
-      from generate_series(date_trunc(${step}::text, ${start}::timestamptz, 'UTC'), ${end}::timestamptz - interval '1 hour',
-                           ('1 ' || ${step}::text)::interval) as b(at)
+      from (select utc at time zone 'UTC' as at, (utc + ${one}) at time zone 'UTC' as next
+              from generate_series(date_trunc(${step}::text, ${start}::timestamptz at time zone 'UTC'),
+                                   (${end}::timestamptz - interval '1 hour') at time zone 'UTC', ${one}) as utc) as b
            left join (select date_trunc(${step}::text, hour, 'UTC') as at, sum(calls) as calls, sum("successCalls") as "successCalls",
                              sum("failedCalls") as "failedCalls", sum("totalUsage") as "totalUsage", sum("totalCredits") as "totalCredits"
                         from "StatHour" where hour >= ${start}::timestamptz and hour < ${end}::timestamptz group by 1) as summed using (at)

@@ -219,7 +219,7 @@ export async function probesSpent(db: Db): Promise<{ lastHour: number; lastDayCr
 
 /** Forget checks and probes of more than so many days ago. */
 export async function forgetChecks(db: Db, days: number): Promise<void> {
-  const before = Sql.sql`now() - ${days}::int * interval '1 day'`;
+  const before = Sql.sql`now() - ${days}::int * interval '24 hours'`;
   await db.$executeRaw`delete from "ModelProbe" where "startedAt" < ${before}`;
   await db.$executeRaw`delete from "ModelCheck" where "startedAt" < ${before}`;
 }

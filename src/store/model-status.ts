@@ -92,7 +92,7 @@ export async function writeJudgements(
 
 /** Keep the transitions of so many days: what a status was before the first of them stands in it. */
 export async function forgetTransitions(db: Db, days: number): Promise<void> {
-  await db.$executeRaw`delete from "ModelTransition" where at < now() - ${days}::int * interval '1 day'`;
+  await db.$executeRaw`delete from "ModelTransition" where at < now() - ${days}::int * interval '24 hours'`;
 }
 
 /** A model as `hourhand models status` and `/api/models` show it. */
@@ -131,7 +131,7 @@ export async function statusLines(db: Db, interval: number, now?: Now): Promise<
     ), spans as (
       select "providerId", model, type, t."to" as status, t.at,
              lead(t.at) over model as until, lag(t.at) over model is null as first, t."from"
-        from "ModelTransition" t where t.at > ${instant(now)} - interval '30 days'
+        from "ModelTransition" t where t.at > ${instant(now)} - interval '720 hours'
       window model as (partition by "providerId", model, type order by t.at, t.seq)
     ), known as (
       select "providerId", model, type, status, at, until from spans where until is not null
@@ -141,7 +141,7 @@ export async function statusLines(db: Db, interval: number, now?: Now): Promise<
       union all -- and what it was before the first
       select "providerId", model, type, "from", '-infinity', at from spans where first
     ), uptime as (
-      select "providerId", model, type, ${share('24 hours')} as day, ${share('7 days')} as week, ${share('30 days')} as month
+      select "providerId", model, type, ${share('24 hours')} as day, ${share('168 hours')} as week, ${share('720 hours')} as month
         from known group by 1, 2, 3
     )
     select s."providerId" as provider, s.model, s.type::text as type, (case when expired then 'unknown' else s.status::text end) as status,
@@ -175,7 +175,7 @@ export async function transitionOf(db: Db, seq: number): Promise<Transition | un
 /** Transitions of the last day that the webhook has not taken yet, oldest first. */
 export async function unannounced(db: Db, limit: number): Promise<number[]> {
   const rows = await db.$queryRaw<{ seq: number }[]>`
-    select seq::int as seq from "ModelTransition" where "announcedAt" is null and at > now() - interval '1 day' order by seq limit ${limit}::int`;
+    select seq::int as seq from "ModelTransition" where "announcedAt" is null and at > now() - interval '24 hours' order by seq limit ${limit}::int`;
   return rows.map(({ seq }) => seq);
 }
 

@@ -74,9 +74,11 @@ export async function missingPartitions(db: Db, { by, ahead }: Plan, now?: Now):
   const step = Sql.sql`('1 ' || ${by}::text)::interval`;
   return db.$queryRaw<Range[]>`
     with partition as materialized (${partitions})
-    select start, start + ${step} as end
-      from date_trunc(${by}::text, ${instant(now)}, 'UTC') as present, generate_series(present, present + ${ahead}::int * ${step}, ${step}) as start
-     where not exists (select from partition p where coalesce(p.start, '-infinity') < start.start + ${step} and p."end" > start.start)
+    select start, "end"
+      from date_trunc(${by}::text, ${instant(now)} at time zone 'UTC') as present,
+           generate_series(present, present + ${ahead}::int * ${step}, ${step}) as utc,
+           lateral (select utc at time zone 'UTC' as start, (utc + ${step}) at time zone 'UTC' as "end") as period
+     where not exists (select from partition p where coalesce(p.start, '-infinity') < period."end" and p."end" > period.start)
      order by start`;
 }
 

@@ -15,6 +15,7 @@ import {
   SPAN_CHECK,
   spellPlan,
 } from './partitions.ts';
+import { spellInstant } from './timestamps.ts';
 
 /** What is there, and what would become of it. */
 export interface Prospect {
@@ -90,7 +91,7 @@ const settings = `
   SET lock_timeout = ${PATIENCE}`;
 
 /** How much later than now the first partition ends, at least: the gateway's calls must lie before it until all is done. */
-const MARGIN = '1 day';
+const MARGIN = '24 hours';
 
 /** @throws {PartitionRefused} where it cannot be done */
 async function lookAt(client: pg.Client, { by }: Plan, now?: Now): Promise<Prospect> {
@@ -111,8 +112,9 @@ async function lookAt(client: pg.Client, { by }: Plan, now?: Now): Promise<Prosp
     );
   }
   const { rows: bounds } = await client.query<{ boundary: Date }>(
-    `SELECT date_trunc($1, coalesce($2, now()) + '${MARGIN}', 'UTC') + ('1 ' || $1)::interval AS boundary`,
-    [by, now],
+    `SELECT (date_trunc($1, (coalesce($2::timestamptz, now()) + '${MARGIN}') AT TIME ZONE 'UTC') + ('1 ' || $1)::interval)
+            AT TIME ZONE 'UTC' AS boundary`,
+    [by, now && spellInstant(now)],
   );
   const boundary = bounds[0]?.boundary ?? new Date(Number.NaN);
   const { rows: beyond } = await client.query<{ newest: Date | null }>(

@@ -39,5 +39,5 @@ export async function runsOf(db: Db, hour: Hour, limit: number): Promise<Run[]> 
 
 /** Forget the runs of more than so many days ago. */
 export async function forgetRuns(db: Db, days: number, now?: Now): Promise<void> {
-  await db.$executeRaw`delete from "StatRun" where "startedAt" < ${instant(now)} - ${days}::int * interval '1 day'`;
+  await db.$executeRaw`delete from "StatRun" where "startedAt" < ${instant(now)} - ${days}::int * interval '24 hours'`;
 }

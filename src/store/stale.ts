@@ -73,7 +73,7 @@ export async function failBatch(
     select (select count(*)::int from failed) as calls,
            (select coalesce(jsonb_agg(models), '[]') from models) as models,
            (select coalesce(jsonb_agg(jsonb_build_object('hour', ${spelled}, 'calls', calls) order by hour), '[]') from hours) as hours,
-           (select jsonb_build_object('callTime', "callTime"::text, 'id', id) from last) as next`;
+           (select jsonb_build_object('callTime', "callTime", 'id', id) from last) as next`;
   return row;
 }
 
@@ -102,7 +102,7 @@ export async function recordBatch(
 ): Promise<void> {
   await db.$executeRaw`
     with forgotten as (
-      delete from "StaleBatch" where at < ${instant(now)} - interval '30 days'
+      delete from "StaleBatch" where at < ${instant(now)} - interval '720 hours'
     )
     insert into "StaleBatch" (cleanup, "requestedBy", at, calls, models, hours)
     values (${cleanup}::text, ${requestedBy}::text, ${instant(now)}, ${calls}::bigint, ${JSON.stringify(models)}::jsonb, ${JSON.stringify(hours)}::jsonb)`;
@@ -149,14 +149,14 @@ export async function accountOf(db: Db, cleanup: string): Promise<CleanUp> {
 export async function failedInADay(db: Db, cleanup: string, now?: Now): Promise<number> {
   const [row] = await db.$queryRaw<[{ calls: number }]>`
     select coalesce(sum(calls), 0)::int as calls from "StaleBatch"
-     where at >= ${instant(now)} - interval '1 day' and at <= ${instant(now)} and cleanup <> ${cleanup}::text`;
+     where at >= ${instant(now)} - interval '24 hours' and at <= ${instant(now)} and cleanup <> ${cleanup}::text`;
   return row.calls;
 }
 
 /** The calls that were failed in the last 24 hours, and when the last of them was. */
 export async function failedLately(db: Db): Promise<{ calls: number; at: Date | null }> {
   const [row] = await db.$queryRaw<[{ calls: number; at: Date | null }]>`
-    select coalesce(sum(calls), 0)::int as calls, max(at) as at from "StaleBatch" where at >= now() - interval '1 day'`;
+    select coalesce(sum(calls), 0)::int as calls, max(at) as at from "StaleBatch" where at >= now() - interval '24 hours'`;
   return row;
 }
 
