@@ -4,7 +4,7 @@ import pg from 'pg';
 export const at = ({ databaseUrl }, name) => Object.assign(new URL(databaseUrl), { pathname: `/${name}` }).href;
 
 export async function connected(connectionString) {
-  const client = new pg.Client({ connectionString, options: '-c timezone=UTC' });
+  const client = new pg.Client({ connectionString, options: '-c timezone=UTC -c hourhand.protocol=2' });
   client.on('error', () => {}); // its server may be stopped under it
   await client.connect();
   return client;

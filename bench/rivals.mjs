@@ -13,7 +13,7 @@ export function openRival(connectionString) {
   const pool = new pg.Pool({
     connectionString,
     max: 5,
-    options: '-c timezone=UTC -c work_mem=64MB -c jit=off',
+    options: '-c timezone=UTC -c work_mem=64MB -c jit=off -c hourhand.protocol=2',
     application_name: 'rival',
   });
   pool.on('error', () => {}); // its server may be stopped under it

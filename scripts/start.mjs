@@ -127,4 +127,12 @@ function sayWhere(servers) {
 
 const work = process.argv.includes('--servers-only') ? serversOnly : start;
 // Before anything is installed: a wrong address is said in seconds.
-await exitAfter(() => checkGiven({ DATABASE_URL: databaseUrl, REDIS_URL: redisUrl }).then(work), stop);
+await exitAfter(
+  () =>
+    checkGiven({
+      DATABASE_URL: databaseUrl,
+      DATABASE_DIRECT_URL: process.env.DATABASE_DIRECT_URL || undefined,
+      REDIS_URL: redisUrl,
+    }).then(work),
+  stop,
+);

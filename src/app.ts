@@ -5,7 +5,7 @@ import { setTimeout as sleep } from 'node:timers/promises';
 import { setFlagsFromString } from 'node:v8';
 import { say } from './commands/say.ts';
 import { type Config, migrations } from './config.ts';
-import { type Connections, checkServers, openConnections } from './connections.ts';
+import { type Connections, checkServers, directUrl, openConnections } from './connections.ts';
 import { createLogger } from './logger.ts';
 import { backfillHours } from './producers/backfills.ts';
 import type { Wants } from './queues/redis.ts';
@@ -63,8 +63,8 @@ export async function runDashboard(config: Config): Promise<number> {
  * @param sample a file of calls to load into the private database, if it holds none, so that a newcomer sees something
  */
 export async function runUp(config: Config, sample?: string): Promise<number> {
-  await checkServers(config, 'work');
-  const applied = await migrate(config.DATABASE_URL, migrations);
+  await checkServers(config, 'work', { direct: true });
+  const applied = await migrate(directUrl(config), migrations);
   for (const name of applied) say(`migration ${name} applied`);
   return untilSignal(config, 'work', async (connections) => {
     const loaded = sample && config.privateDatabase ? await sampleInto(connections, path.resolve(sample)) : undefined;

@@ -356,12 +356,12 @@ program
   .description('apply the migrations that are missing')
   .action(() =>
     run(async (config) => {
-      const [{ checkPostgres }, { migrate }] = await Promise.all([
+      const [{ checkPostgres, directUrl }, { migrate }] = await Promise.all([
         import('./connections.ts'),
         import('./store/migrate.ts'),
       ]);
-      await checkPostgres(config, { writes: true });
-      const applied = await migrate(config.DATABASE_URL, migrations, (name) => say(`applied ${name}`));
+      await checkPostgres(config, { writes: true, direct: true });
+      const applied = await migrate(directUrl(config), migrations, (name) => say(`applied ${name}`));
       // Only now is there an account to write into.
       if (applied.length > 0)
         await withAccount(config, { what: 'migrate', subject: applied.join(', ') }, async () => 0);
@@ -568,7 +568,8 @@ async function withAccount(config: Config, change: Change, work: () => Promise<n
     import('./store/db.ts'),
   ]);
   await checkPostgres(config, { writes: true });
-  const pool = connect(config.DATABASE_URL, { connections: 1, onError: () => {} });
+  const prepared = config.DATABASE_PREPARED;
+  const pool = connect(config.DATABASE_URL, { connections: 1, onError: () => {}, prepared });
   try {
     await checkSchema(pool);
     return await accounted(pool, change, work);

@@ -119,6 +119,19 @@ const servers = {
     undefined,
     'The PostgreSQL database; by default the private one of this checkout.',
   ],
+  DATABASE_DIRECT_URL: [
+    z.union([z.literal(''), url('postgres:', 'postgresql:')]).meta({
+      expected: 'a URL that begins with postgres:// or postgresql://, or nothing',
+      secret: true,
+    }),
+    '',
+    'The same database past a pooler, if `DATABASE_URL` leads to one: for migrations, and for `hourhand partition`.',
+  ],
+  DATABASE_PREPARED: [
+    z.enum(['auto', 'on', 'off']).meta({ expected: 'auto, on or off' }),
+    'auto',
+    'Whether statements are prepared under names. `auto`: unless a pooler stands between; `on`: also then (PgBouncer 1.21 with `max_prepared_statements`).',
+  ],
   REDIS_URL: [url('redis:', 'rediss:'), undefined, 'The Redis server; by default the private one of this checkout.'],
   REDIS_CLUSTER: [
     yesOrNo,
@@ -498,6 +511,7 @@ export function readConfig(env: NodeJS.ProcessEnv = process.env): Config {
   const given: Record<string, string | undefined> = {
     ...env,
     DATABASE_URL: withHost(env.DATABASE_URL || servers.databaseUrl),
+    DATABASE_DIRECT_URL: withHost(env.DATABASE_DIRECT_URL),
     REDIS_URL: env.REDIS_URL || servers.redisUrl,
   };
   const problems: string[] = [];

@@ -27,7 +27,7 @@ import { connectClient } from './store/client.ts';
 import type { CutPolicy } from './store/cut.ts';
 import { connect, type Db, type Pool, reasonOf, sqlState } from './store/db.ts';
 import { pendingMigrations } from './store/migrate.ts';
-import { faultOf, postgresRemedy } from './store/server.ts';
+import { type Look, lookAt, postgresRemedy } from './store/server.ts';
 import type { Kept } from './time/kept.ts';
 import { intervalOf, type Pattern } from './time/pattern.ts';
 import type { Traces } from './traces.ts';
@@ -74,6 +74,7 @@ export async function openConnections(
     connections: config.WORKER_CONCURRENCY * 2 + 5,
     onError: quieted('PostgreSQL'),
     patient,
+    prepared: config.DATABASE_PREPARED,
   });
   const redis = producerConnection(redisAddress(config), quieted('Redis'));
   let traces: Traces | undefined;
@@ -163,26 +164,45 @@ const refusal = (server: Server, config: Config, ...said: string[]) =>
  *
  * @throws {Refusal} saying in one line all that is wrong with either
  */
-export async function checkServers(config: Config, wants: Wants): Promise<void> {
-  const looks = [checkPostgres(config, { writes: wants !== 'look' }), checkRedis(config, wants)];
+export async function checkServers(config: Config, wants: Wants, { direct = false } = {}): Promise<void> {
+  const looks = [checkPostgres(config, { writes: wants !== 'look', direct }), checkRedis(config, wants)];
   const refused = (await Promise.allSettled(looks)).filter((look) => look.status === 'rejected');
   if (refused.length > 1) throw new Refusal(refused.map(({ reason }) => reasonOf(reason)).join('; '));
   if (refused[0]) throw refused[0].reason;
 }
 
-/** @throws {Refusal} unless it answers, takes us, is new enough, and, for whoever writes, can be written */
-export async function checkPostgres(config: Config, { writes = false } = {}): Promise<void> {
+/**
+ * @param direct also past the pooler, if DATABASE_DIRECT_URL names a way
+ * @throws {Refusal} unless it answers, takes us, is new enough, keeps our settings, and, for whoever writes, can be written
+ */
+export async function checkPostgres(config: Config, { writes = false, direct = false } = {}): Promise<void> {
+  const found = await lookAtPostgres(config, { writes });
+  if (!direct || config.DATABASE_DIRECT_URL === '') return;
+  const other = { ...config, DATABASE_URL: config.DATABASE_DIRECT_URL };
+  const past = await lookAtPostgres(other, { writes }).catch((error) => {
+    throw new Refusal(reasonOf(error).replaceAll('DATABASE_URL', 'DATABASE_DIRECT_URL'));
+  });
+  if (found !== past) {
+    throw new Refusal(
+      `DATABASE_DIRECT_URL: expected the database of DATABASE_URL (${found}), found another (${past}): name the same one`,
+    );
+  }
+}
+
+/** @returns which database of which server it is */
+async function lookAtPostgres(config: Config, { writes }: { writes: boolean }): Promise<string> {
   await answers('PostgreSQL', config);
-  let fault: string | undefined;
+  let look: Look;
   try {
     const client = await connectClient(config.DATABASE_URL, 'check');
-    fault = await within(BOOT_MS, 'PostgreSQL', faultOf(client, { writes })).finally(() => {
+    look = await within(BOOT_MS, 'PostgreSQL', lookAt(client, { writes })).finally(() => {
       client.end().catch(() => {}); // not waited for: it may be silent by now
     });
   } catch (error) {
     throw inWords(error, config, 'PostgreSQL');
   }
-  if (fault) throw refusal('PostgreSQL', config, fault);
+  if (look.fault) throw refusal('PostgreSQL', config, look.fault);
+  return look.database;
 }
 
 /** @throws {Error} naming what is missing */
@@ -256,6 +276,11 @@ async function tracesOf(config: Config, onError: (error: Error) => void): Promis
 /** From one firing to the next; of a scheduler that is off, whose work is asked for by hand, a day. */
 function secondsBetween(pattern: Pattern): number {
   return pattern === 'off' ? DAY_SECONDS : intervalOf(pattern, new Date());
+}
+
+/** Where sessions are our own: past a pooler, if there is a way. */
+export function directUrl(config: Config): string {
+  return config.DATABASE_DIRECT_URL || config.DATABASE_URL;
 }
 
 export function redisAddress({ REDIS_URL: url, REDIS_CLUSTER: cluster, REDIS_PREFIX: prefix }: Config): RedisAddress {

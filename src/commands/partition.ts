@@ -1,6 +1,6 @@
 // hourhand partition: keep the calls in a partition for each period.
 
-import type { Connections } from '../connections.ts';
+import { type Connections, checkPostgres, directUrl } from '../connections.ts';
 import { keepPartitions } from '../producers/partitions.ts';
 import { nameOf, type Plan } from '../store/partitions.ts';
 import { PartitionRefused, type Prospect, partitionCalls } from '../store/repartition.ts';
@@ -16,9 +16,10 @@ export async function partition({ config, pool }: Connections, { plan, dryRun }:
   const stopping = new AbortController();
   for (const signal of ['SIGINT', 'SIGTERM'] as const)
     process.once(signal, () => stopping.abort(new Error(`${signal}: nothing was changed`)));
+  await checkPostgres(config, { writes: true, direct: true });
   try {
     const waited = await partitionCalls({
-      databaseUrl: config.DATABASE_URL,
+      databaseUrl: directUrl(config),
       plan,
       dryRun,
       onProspect: (prospect) => tell(prospect, plan),

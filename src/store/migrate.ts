@@ -24,6 +24,8 @@ interface Migration {
 /** What a migration waits for its locks in all, and at once: longer, and the gateway's calls would queue behind it. */
 const PATIENCE_MS = 60_000;
 const LOCK_MS = 500;
+/** Longer than the second after which PostgreSQL ends an autovacuum that is in the way. */
+const VACUUM_MS = 1_500;
 const PAUSE_MS = 500;
 
 /**
@@ -117,11 +119,12 @@ function isApplied({ name, checksum }: Migration, known: ReadonlyMap<string, str
 /** @returns whether this process applied it */
 async function apply(client: Client, migration: Migration, patienceMs: number): Promise<boolean> {
   const deadline = performance.now() + patienceMs;
+  let lockMs = LOCK_MS;
   for (;;) {
     try {
       return await alone(client, patienceMs, async () => {
         if (isApplied(migration, await entries(client))) return false;
-        await client.query(`set local lock_timeout = '${LOCK_MS}ms'`);
+        await client.query(`set local lock_timeout = '${lockMs}ms'`);
         await client.query(migration.sql);
         await client.query(
           `insert into _prisma_migrations (id, checksum, migration_name, finished_at, applied_steps_count)
@@ -137,8 +140,18 @@ async function apply(client: Client, migration: Migration, patienceMs: number): 
       if (!isLocked(cause)) throw failed(reason);
       if (performance.now() > deadline) throw failed(`${reason}; ${await inTheWay(client)}`);
     }
+    lockMs = (await isVacuumed(client)) ? VACUUM_MS : LOCK_MS;
     await sleep(PAUSE_MS);
   }
+}
+
+/** Whether autovacuum is at a table that the gateway does not wait for. */
+async function isVacuumed(client: Client): Promise<boolean> {
+  const { rowCount } = await client.alone(`
+    select from pg_locks l join pg_stat_activity a on a.pid = l.pid join pg_class c on c.oid = l.relation
+     where l.granted and l.mode = 'ShareUpdateExclusiveLock' and a.usesysid is null
+       and c.relnamespace = current_schema()::regnamespace and c.relname !~ '^(ModelCall(_|$)|StatMark$)'`);
+  return rowCount !== 0;
 }
 
 /** Which session holds the tables, or migrates, for longest, and what to do about it. */

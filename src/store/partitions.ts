@@ -34,13 +34,16 @@ export const DEFAULT_PARTITION = 'ModelCall_default';
 /** Keeps what is to become the first partition within its bounds, while `hourhand partition` prepares it. */
 export const SPAN_CHECK = 'ModelCall_partition_check';
 
-/** What the conversion writes on the table: a dump and its restoration keep it, as they keep the partitions. */
+/**
+ * What the conversion writes on the table: a dump and its restoration keep it, as they keep the partitions. 0.6 wrote
+ * *partition*, and makes none for a table that says *partitions*.
+ */
 export function spellPlan({ by, ahead }: Plan): string {
-  return `hourhand partition: by ${by}, ${ahead} ahead`;
+  return `hourhand partitions: by ${by}, ${ahead} ahead`;
 }
 
 function parsePlan(comment: string | null): Plan | undefined {
-  const [, by, ahead] = /^hourhand partition: by (day|week|month), (\d+) ahead$/.exec(comment ?? '') ?? [];
+  const [, by, ahead] = /^hourhand partitions?: by (day|week|month), (\d+) ahead$/.exec(comment ?? '') ?? [];
   const period = PERIODS.find((known) => known === by);
   return period && { by: period, ahead: Number(ahead) };
 }

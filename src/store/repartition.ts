@@ -58,6 +58,11 @@ export async function partitionCalls(options: ConversionOptions): Promise<number
   const cancel = canceller(client);
   signal?.addEventListener('abort', cancel);
   try {
+    if (client.pooled) {
+      throw new PartitionRefused(
+        'expected a session of our own, found a pooler: name PostgreSQL itself in DATABASE_DIRECT_URL, beside DATABASE_URL',
+      );
+    }
     await client.query(settings);
     const prospect = await lookAt(client, plan, options.now);
     onProspect(prospect);

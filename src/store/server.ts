@@ -6,6 +6,7 @@ import { type Client, EXPECTED } from './driver.ts';
 export const OLDEST_POSTGRES = 14;
 
 interface Server {
+  database: string;
   version: string;
   major: number;
   standby: boolean;
@@ -17,15 +18,19 @@ interface Server {
   settings: Record<string, string | null>;
 }
 
-/**
- * Look at the server within a transaction as all of ours are.
- *
- * @returns what was expected and found, and what to do; undefined where nothing is wrong with it
- */
-export async function faultOf(client: Client, { writes }: { writes: boolean }): Promise<string | undefined> {
+export interface Look {
+  /** Which database of which server it is: the same for all ways that lead to it. */
+  readonly database: string;
+  /** What was expected and found, and what to do; undefined if nothing is wrong with it. */
+  readonly fault: string | undefined;
+}
+
+/** Look at the server within a transaction as all of ours are. */
+export async function lookAt(client: Client, { writes }: { writes: boolean }): Promise<Look> {
   const { rows } = await client.inTransaction({
     text: `
-    select current_setting('server_version') as version, current_setting('server_version_num')::int / 10000 as major,
+    select current_database() || ' since ' || to_char(pg_postmaster_start_time() at time zone 'UTC', 'YYYY-MM-DD HH24:MI:SS.US') as database,
+           current_setting('server_version') as version, current_setting('server_version_num')::int / 10000 as major,
            pg_is_in_recovery() as standby, current_setting('default_transaction_read_only')::bool as off,
            (select case source
                      when 'client' then null
@@ -39,11 +44,14 @@ export async function faultOf(client: Client, { writes }: { writes: boolean }): 
     values: [Object.keys(EXPECTED)],
   });
   const [server] = rows as Server[];
-  if (!server) return 'expected an answer, found none';
-  if (server.major < OLDEST_POSTGRES) {
-    return `expected version ${OLDEST_POSTGRES} or newer, found ${server.version}: upgrade it, or name another in DATABASE_URL`;
-  }
-  return settingsFault(server) ?? schemaFault(server) ?? (writes ? writingFault(server) : undefined);
+  if (!server) throw new Error('expected an answer, found none');
+  const faults = [versionFault, settingsFault, schemaFault, ...(writes ? [writingFault] : [])];
+  return { database: server.database, fault: faults.map((faultIn) => faultIn(server)).find(Boolean) };
+}
+
+function versionFault({ major, version }: Server): string | undefined {
+  if (major >= OLDEST_POSTGRES) return undefined;
+  return `expected version ${OLDEST_POSTGRES} or newer, found ${version}: upgrade it, or name another in DATABASE_URL`;
 }
 
 /** Each transaction sets its own: only what stands between can have changed them. */
