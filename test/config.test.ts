@@ -15,6 +15,8 @@ test('with both servers given, everything else has a default', () => {
   const { WORKER_CONCURRENCY, ...config } = readConfig(servers);
   expect(config).toEqual({
     ...servers,
+    DATABASE_DIRECT_URL: '',
+    DATABASE_PREPARED: 'auto',
     REDIS_CLUSTER: false,
     REDIS_PREFIX: '{hourhand}',
     PORT: 3000,
@@ -76,6 +78,8 @@ test('every variable is read, and read as what it is', () => {
   expect(
     readConfig({
       ...servers,
+      DATABASE_DIRECT_URL: 'postgresql://ada@/calls?host=/run/postgresql',
+      DATABASE_PREPARED: 'on',
       REDIS_URL: 'redis://redis.example',
       REDIS_CLUSTER: 'true',
       REDIS_PREFIX: '{calls-2.eu}',
@@ -135,6 +139,8 @@ test('every variable is read, and read as what it is', () => {
     }),
   ).toEqual({
     ...servers,
+    DATABASE_DIRECT_URL: 'postgresql://ada@localhost/calls?host=/run/postgresql',
+    DATABASE_PREPARED: 'on',
     REDIS_URL: 'redis://redis.example',
     REDIS_CLUSTER: true,
     REDIS_PREFIX: '{calls-2.eu}',

@@ -3,6 +3,7 @@ import { cpSync, mkdirSync, mkdtempSync, readdirSync, readFileSync, rmSync, writ
 import { createRequire } from 'node:module';
 import { tmpdir } from 'node:os';
 import path from 'node:path';
+import { setTimeout as sleep } from 'node:timers/promises';
 import { bindMigrationAwareSqlAdapterFactory } from '@prisma/driver-adapter-utils';
 import pg from 'pg';
 import { describe, expect, test } from 'vitest';
@@ -54,7 +55,9 @@ test('an empty database gets all of them, in order, and each is said as it is do
 test('a second time changes nothing', async () => {
   await using database = await emptyDatabase();
   await migrate(database.url, migrations);
-  await database.query(`insert into "StatHour" (hour, state, reason) values ('2026-08-20T13:00Z', 'open', 'tick')`);
+  await database.query(
+    `set hourhand.protocol = '2'; insert into "StatHour" (hour, state, reason) values ('2026-08-20T13:00Z', 'open', 'tick')`,
+  );
   const before = await database.entries();
   expect(await migrate(database.url, migrations)).toEqual([]);
   expect(await database.entries()).toEqual(before);
@@ -101,6 +104,48 @@ test('those that are not applied yet are known by name, without a change', async
   } finally {
     await pool.$disconnect();
   }
+});
+
+test('one that waits for the calls gives way to the gateway within half a second, again and again, and names who is in the way', async () => {
+  await using database = await emptyDatabase();
+  await migrate(database.url, migrations);
+  using folder = migrationFolder({});
+  cpSync(migrations, folder.path, { recursive: true });
+  folder.write({ '9_calls': 'alter table "ModelCall" add column more int' });
+  const reading = `begin; select from "ModelCall"; select pg_backend_pid() as pid`;
+  const reader = new pg.Client({ connectionString: database.url, application_name: 'a long report' });
+  await reader.connect();
+  const answers = (await reader.query(reading)) as unknown as pg.QueryResult[]; // one for each statement
+  const { pid } = answers[2]?.rows[0] ?? {};
+  const migrating = migrate(database.url, folder.path, () => {}, { patienceMs: 2_500 });
+  const refused = expect(migrating).rejects.toThrow(
+    new RegExp(
+      `^migration 9_calls: canceling statement due to lock timeout; in the way is session ${pid} of \\w+ \\(a long report, in a transaction since .*Z\\): ` +
+        'end it, and try again; nothing of it was applied$',
+    ),
+  );
+  const waits: number[] = [];
+  for (let n = 0, over = false; !over; n++) {
+    const begin = performance.now();
+    await database.query(`insert into "ModelCall" (id, "userDid", "providerId", model, type, credits, status, "callTime")
+                          values ('${n}', 'ada', 'openai', 'gpt', 'chatCompletion', 1, 'success', now())`);
+    waits.push(performance.now() - begin);
+    over = await Promise.race([migrating.then(Boolean, () => true), sleep(50, false)]);
+  }
+  await refused;
+  expect(waits.filter((ms) => ms > 100).length).toBeGreaterThan(1); // it did stand in the way, more than once
+  await reader.end();
+  expect(await migrate(database.url, folder.path)).toEqual(['9_calls']);
+});
+
+test('its lock is held by the transaction alone: one that waits for longer than it may says who migrates', async () => {
+  await using database = await emptyDatabase();
+  using engineLock = await hold(database.url, 'select pg_advisory_lock(72707369)');
+  await expect(migrate(database.url, migrations, () => {}, { patienceMs: 300 })).rejects.toThrow(
+    /^another process migrates; in the way is session \d+ of \w+ \(no application name\): end it, and try again$/,
+  );
+  engineLock[Symbol.dispose]();
+  expect(await migrate(database.url, migrations)).toEqual(ours);
 });
 
 describe('one that fails', () => {
