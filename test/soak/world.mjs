@@ -8,7 +8,7 @@ import { Redis } from 'ioredis';
 import pg from 'pg';
 import { postgresPid } from '../../scripts/private-postgres.mjs';
 import { redisProcess } from '../../scripts/private-redis.mjs';
-import { gone, identify, signal } from '../../scripts/processes.mjs';
+import { end, identify } from '../../scripts/processes.mjs';
 import { root, startServers } from '../../scripts/servers.mjs';
 
 /** Everything often, so that minutes hold what else takes days. */
@@ -101,17 +101,9 @@ export async function startWorld({ dir, workers, say }) {
         return rowCount > 0;
       }),
 
-    async stopPostgres(how) {
-      const server = identify(postgresPid(path.join(dir, 'postgres')));
-      signal(server.pid, how);
-      await gone(server, 10_000);
-    },
+    stopPostgres: (how) => end(identify(postgresPid(path.join(dir, 'postgres'))), [how, 10_000]),
     startPostgres: unlessStopped(() => startServers({ dir, redis: false })),
-    async stopRedis() {
-      const server = redisProcess(path.join(dir, 'redis'));
-      signal(server.pid, 'SIGKILL');
-      await gone(server, 10_000);
-    },
+    stopRedis: () => end(redisProcess(path.join(dir, 'redis'))), // by SIGKILL
     startRedis: unlessStopped(async () => {
       const started = await startServers({ dir, postgres: false });
       if (started.redisUrl !== redisUrl) throw new Error('another process has taken the port of Redis meanwhile');
