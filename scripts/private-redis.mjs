@@ -1,18 +1,9 @@
 // How does a Redis of our own come into the checkout, and run there? Node built-ins only.
 import { spawn } from 'node:child_process';
-import {
-  closeSync,
-  existsSync,
-  mkdirSync,
-  openSync,
-  readdirSync,
-  readFileSync,
-  renameSync,
-  rmSync,
-  writeFileSync,
-} from 'node:fs';
+import { closeSync, existsSync, mkdirSync, openSync, readFileSync, rmSync, writeFileSync } from 'node:fs';
 import net from 'node:net';
 import path from 'node:path';
+import { librariesIn, unpackPackages } from './debian.mjs';
 import { freePort } from './ports.mjs';
 import { end, identify, isEnding, lastLines, lives, run, sleep } from './processes.mjs';
 
@@ -37,73 +28,13 @@ export async function findRedis(dir) {
   return undefined;
 }
 
-const librariesIn = (dir) =>
-  ['lib', 'usr/lib']
-    .map((folder) => path.join(dir, folder))
-    .filter(existsSync)
-    .flatMap((folder) => readdirSync(folder).map((name) => path.join(folder, name)))
-    .join(':');
-
 /** On Debian and Ubuntu: unpacks the distribution's packages into `dir`, without root and without installing anything. */
 export async function unpackRedis(dir) {
-  for (const tool of ['apt-get', 'dpkg-deb']) if ((await run([tool, '--version'])).code !== 0) throw new Error(NONE);
-  const unfinished = `${dir}.new`;
-  rmSync(unfinished, { recursive: true, force: true });
-  const folder = (name) => {
-    mkdirSync(path.join(unfinished, name), { recursive: true });
-    return path.join(unfinished, name);
-  };
-  const packages = folder('packages');
-  const unpacked = folder('unpacked');
-  // Nothing of the system's is written, neither its cache, its locks nor its logs; no user of apt's own has to reach this
-  // place; and without a network it says so soon.
-  const settings = (...list) => list.flatMap((setting) => ['-o', setting]);
-  const always = settings(
-    `Dir::Cache=${folder('cache')}`,
-    `Dir::Log=${folder('log')}`,
-    'Debug::NoLocking=1',
-    'APT::Sandbox::User=',
-    'APT::Update::Error-Mode=any',
-    'Acquire::http::Timeout=10',
-    'Acquire::https::Timeout=10',
-    'Acquire::Retries=1',
-  );
-  const ownLists = settings(`Dir::State::lists=${folder('lists')}`);
-  folder('cache/archives/partial');
-  folder('lists/partial');
-
-  const must = async (command, cwd) => {
-    const { code, output } = await run(command, { cwd, env: { ...process.env, LC_ALL: 'C' } });
-    if (code !== 0) throw new Error(`${command[0]} ${command.at(-1)}: ${lastLines(output, 3)}`);
-    return output;
-  };
-  const apt = (options, ...args) => must(['apt-get', ...always, ...options, ...args], packages);
-  const download = async (options, name) => {
-    // What an installation would add to this system: the server, also where it is installed and not on the PATH, and the
-    // libraries that are missing.
-    const packagesOfIt = ['server', 'tools'].map((part) => `${name}-${part}`);
-    const plan = await apt(options, '-s', '-y', '--no-install-recommends', '--reinstall', 'install', ...packagesOfIt);
-    await apt(options, 'download', ...[...plan.matchAll(/^Inst (\S+)/gm)].map((match) => match[1]));
-  };
-  const downloadEither = (options) =>
-    download(options, 'redis').catch((error) =>
-      download(options, 'valkey').catch(() => {
-        throw error;
-      }),
-    );
+  const namesOf = (redis) => ['server', 'tools'].map((part) => `${redis}-${part}`);
   try {
-    // The system's own lists of packages save seconds; they may be missing, as in containers, or too old.
-    await downloadEither([]).catch(async () => {
-      await apt(ownLists, 'update');
-      await downloadEither(ownLists);
-    });
-    for (const file of readdirSync(packages)) await must(['dpkg-deb', '-x', path.join(packages, file), unpacked]);
-    rmSync(dir, { recursive: true, force: true });
-    renameSync(unpacked, dir);
+    await unpackPackages(dir, [namesOf('redis'), namesOf('valkey')]);
   } catch (error) {
-    throw new Error(`${NONE}\n(Tried apt-get: ${error.message})`, { cause: error });
-  } finally {
-    rmSync(unfinished, { recursive: true, force: true });
+    throw new Error(`${NONE}\n(${error.message})`, { cause: error });
   }
 }
 

@@ -1,5 +1,6 @@
 // What the tests use of servers.mjs.
 export const root: string;
+export const local: string;
 export const localTest: string;
 export const localOwn: string;
 export const redisBinaries: string;

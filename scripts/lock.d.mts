@@ -1,0 +1,2 @@
+/** @see lock.mjs */
+export function lock(file: string): Promise<() => void>;
