@@ -1,4 +1,4 @@
-import { afterAll, afterEach, beforeAll, expect, test, vi } from 'vitest';
+import { afterAll, afterEach, beforeAll, describe, expect, test, vi } from 'vitest';
 import {
   type Answer,
   type AskOptions,
@@ -220,6 +220,60 @@ test.each(['imageGeneration', 'audioGeneration', 'video', 'custom'] as const)(
     expect(asked.map(({ method }) => method)).toEqual(['GET']);
   },
 );
+
+describe('a record that is not there', () => {
+  const list = (...ids: string[]) => JSON.stringify({ data: ids.map((id) => ({ id })) });
+  /** A provider without a path for one model; its list is what `listed` answers. */
+  const without = (status: number, listed: (query: string) => [status: number, body: string]) =>
+    startHttp(({ path }, response) => {
+      const [, query] = path.split('/v1/models?');
+      const [code, body] =
+        query !== undefined || path === '/v1/models'
+          ? listed(query ?? '')
+          : [status, '{"error": {"message": "404 page not found"}}'];
+      response.writeHead(code, { 'Content-Type': 'application/json' }).end(body);
+    });
+  const drawer = { model: 'draw/er', type: 'imageGeneration' } as const;
+
+  test.each([404, 405, 501])('by a status of %d, is no fault of a model that the list names', async (status) => {
+    await using provider = await without(status, () => [200, list('other', 'draw/er')]);
+    expect(await askAt(`${provider.url}/v1`, drawer)).toMatchObject({ ok: true });
+    expect(provider.asked.map(({ method, path }) => `${method} ${path}`)).toEqual([
+      'GET /v1/models/draw%2Fer',
+      'GET /v1/models',
+    ]);
+    await using google = await without(status, () => [200, list('models/draw/er')]);
+    expect(await askAt(`${google.url}/v1`, drawer)).toMatchObject({ ok: true });
+  });
+
+  test('is believed if the list, read to its end, does not name the model', async () => {
+    await using provider = await without(404, (query) => [
+      200,
+      query === '' ? '{"data": [{"id": "a"}], "has_more": true}' : list('b'),
+    ]);
+    expect(await askAt(`${provider.url}/v1`, drawer)).toMatchObject({
+      ok: false,
+      reason: 'not found',
+      detail: 'HTTP 404: 404 page not found; its list does not name it either',
+    });
+    expect(provider.asked).toHaveLength(3);
+  });
+
+  test('says nothing of the model where the list cannot be read, or not to its end', async () => {
+    await using unlisted = await without(404, () => [404, '{"error": {"message": "404 page not found"}}']);
+    expect(await askAt(`${unlisted.url}/v1`, drawer)).toMatchObject({
+      ok: false,
+      reason: 'invalid argument',
+      detail: 'HTTP 404: 404 page not found; its list of models cannot be read: HTTP 404: 404 page not found',
+    });
+    let page = 0;
+    await using endless = await without(404, () => [
+      200,
+      JSON.stringify({ data: [{ id: `m${page++}` }], has_more: true }),
+    ]);
+    expect(await askAt(`${endless.url}/v1`, drawer)).toMatchObject({ reason: 'invalid argument' });
+  });
+});
 
 test.each([
   ['paints', 'imageGeneration', '/v1/images/generations'],

@@ -55,8 +55,9 @@ type Send = (question: Question, limit?: number) => Promise<Received>;
  * Ask whether a model answers: a chat for one token, an embedding for one word, and any other for its record, or, where
  * `generate` names its type, for the smallest real thing there is. What is generated is thrown away.
  *
- * It is one request, and is not repeated; redirects within the origin aside, and a chat whose provider refuses
- * `max_tokens` and names `max_completion_tokens`, which is asked once more with that.
+ * It is one request, and is not repeated. There are three exceptions: redirects within the origin; a chat whose provider
+ * refuses `max_tokens` and names `max_completion_tokens`, which is asked once more with that; and a record that is not
+ * there, upon which the provider's list is asked.
  *
  * Any failure is an answer.
  *
@@ -90,20 +91,26 @@ export async function listModels(
   options: Omit<AskOptions, 'generate'>,
 ): Promise<{ ok: true; models: string[] } | Failure> {
   const answer = await attempt(endpoint, options, async (ask) => {
-    const names = new Set<string>();
-    let after: string | undefined;
-    for (let page = 0; page < PAGES && names.size < MODELS; page++) {
-      const query = after === undefined ? {} : { query: { after } };
-      const { data, has_more } = await ask((client) => client.models.list(query), list, LIST_BYTES);
-      const before = names.size;
-      for (const { id } of data) names.add(id);
-      after = data.at(-1)?.id;
-      // A provider that knows no pages answers with the first one again.
-      if (!has_more || names.size === before) break;
-    }
+    const { names } = await modelNames(ask);
     return [...names].filter((name) => isName(name) && !holdsKey(name, endpoint.key)).slice(0, MODELS);
   });
   return answer.ok ? { ok: true, models: answer.value } : answer;
+}
+
+/** The names in a provider's list, as they are; `whole` unless the list has more models or pages than are read. */
+async function modelNames(ask: Ask): Promise<{ names: ReadonlySet<string>; whole: boolean }> {
+  const names = new Set<string>();
+  let after: string | undefined;
+  for (let page = 0; page < PAGES && names.size < MODELS; page++) {
+    const query = after === undefined ? {} : { query: { after } };
+    const { data, has_more } = await ask((client) => client.models.list(query), list, LIST_BYTES);
+    const before = names.size;
+    for (const { id } of data) names.add(id);
+    after = data.at(-1)?.id;
+    // A provider that knows no pages answers with the first one again.
+    if (!has_more || names.size === before) return { names, whole: true };
+  }
+  return { names, whole: false };
 }
 
 function isName(text: string): boolean {
@@ -152,8 +159,29 @@ function embed(ask: Ask, model: string): Promise<unknown> {
   return ask((client) => client.embeddings.create({ model, input: 'Hi', encoding_format: 'float' }), embedding);
 }
 
-function showRecord(ask: Ask, model: string): Promise<unknown> {
-  return ask((client) => client.models.retrieve(model), record);
+/** Statuses of a provider that has no path for the record of one model, or of one that has no such model. */
+const NO_RECORD = [404, 405, 410, 501];
+
+/**
+ * Ask for a model's own record. Where the provider says that there is none, its list decides: not every provider has
+ * records. Without a whole list nothing is known of the model.
+ */
+async function showRecord(ask: Ask, model: string): Promise<void> {
+  try {
+    await ask((client) => client.models.retrieve(model), record);
+  } catch (error) {
+    if (!(error instanceof Refused) || !NO_RECORD.includes(error.status)) throw error;
+    const { names, whole } = await modelNames(ask).catch((reason: unknown) => {
+      throw new Refused(
+        'invalid argument',
+        `${error.message}; its list of models cannot be read: ${refusedBy(reason).message}`,
+      );
+    });
+    // Google's list writes models/NAME of what is asked for as NAME.
+    if (names.has(model) || names.has(`models/${model}`)) return;
+    if (whole) throw new Refused('not found', `${error.message}; its list does not name it either`);
+    throw new Refused('invalid argument', `${error.message}; its list is too long to be read to its end`);
+  }
 }
 
 function generateImage(ask: Ask, model: string): Promise<unknown> {
