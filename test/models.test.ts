@@ -317,7 +317,8 @@ describe('a check', () => {
     await endProbe(pool, answered?.id ?? 0, { ok: true, latencyMs: 120 });
     const { checkId } = await pool.modelProbe.findFirstOrThrow();
     expect(await endCheck(pool, Number(checkId))).toEqual({
-      begun: 2,
+      sent: 2,
+      unsent: 0,
       found: [expect.objectContaining({ model: 'a', ok: true, latencyMs: 120 })],
     });
     expect(await endCheck(pool, Number(checkId))).toBeUndefined();
@@ -346,13 +347,31 @@ describe('a check', () => {
     await using provider = await startProvider();
     await using hourhand = await knowing(provider, ['gpt'], { KEY: '' });
     await hourhand.work();
-    await check(hourhand);
+    expect(await check(hourhand)).toMatchObject({ probed: 0, unsent: 1 });
     expect(await line(hourhand)).toMatchObject({
       status: 'unknown',
       reason: 'no credentials',
       detail: 'KEY is not set where this worker runs',
     });
     expect(provider.asked).toEqual([]);
+  });
+
+  test('finds a model up that the list names, though its provider has no record of one model', async () => {
+    await using provider = await startProvider();
+    await using hourhand = await knowing(provider, []);
+    const models = ['dall-e-9', 'dall-e-1'].map((model) => ({ model, type: 'imageGeneration' as const }));
+    const { baseUrl } = provider;
+    await giveProviders(hourhand.pool, [{ id: 'acme', baseUrl, apiKeyEnv: 'KEY', concurrency: 1, models }]);
+    for (const { model } of models) provider.says.set(model, 404);
+    await hourhand.work();
+    await check(hourhand);
+    await check(hourhand);
+    expect(await line(hourhand, 'dall-e-9')).toMatchObject({ status: 'up', reason: null });
+    expect(await line(hourhand, 'dall-e-1')).toMatchObject({ status: 'down', reason: 'not found' });
+    // Without a list there is no telling.
+    provider.says.set('', 404);
+    await check(hourhand);
+    expect(await line(hourhand, 'dall-e-9')).toMatchObject({ status: 'unknown', reason: 'invalid argument' });
   });
 
   test('that a tick asks for is one at a time', async () => {
@@ -794,6 +813,7 @@ describe('hourhand models', () => {
       code: 0,
       stderr: expect.stringContaining('4 models looked at: 4 probed, 4 judged'),
     });
+    expect(checked.stderr).not.toContain('0/0');
     expect(provider.asked.map(({ path }) => path).sort()).toEqual([
       '/v1/chat/completions',
       '/v1/chat/completions',

@@ -121,12 +121,13 @@ export async function checkNow(
 }
 
 function report({ outcome }: Check): number {
-  const { models = 0, probed = 0, judged = 0, suspect } = Object(outcome);
+  const { models = 0, probed = 0, unsent = 0, judged = 0, suspect } = Object(outcome);
   if (suspect) {
     say('every provider failed at once: our own network is suspect, and no status was changed');
     return 1;
   }
-  say(`${models} models looked at: ${probed} probed, ${judged} judged by that or by their calls`);
+  const keyless = unsent > 0 ? `, ${unsent} not asked for want of a key` : '';
+  say(`${models} models looked at: ${probed} probed${keyless}, ${judged} judged by that or by their calls`);
   if (judged < models) {
     say(
       `${models - judged} have no new evidence: the budget of probes is spent, or their provider asked not to be asked yet`,

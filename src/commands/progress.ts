@@ -9,7 +9,7 @@ export interface Progress {
   stop(): void;
 }
 
-/** A bar where a terminal is looking; else a plain line at every tenth. */
+/** A bar on a terminal, else a plain line at every tenth. Nothing is shown before there is something to do. */
 export function openProgress(unit: string, total: number): Progress {
   return process.stderr.isTTY ? bar(unit, total) : lines(unit, total);
 }
@@ -20,9 +20,10 @@ function bar(unit: string, total: number): Progress {
     stream: process.stderr,
     hideCursor: true,
   });
-  shown.start(total, 0);
+  if (total > 0) shown.start(total, 0);
   return {
     update: (done, of) => {
+      if (!shown.isActive) return of ? shown.start(of, done) : undefined;
       if (of !== undefined) shown.setTotal(of);
       shown.update(done);
     },
@@ -37,7 +38,8 @@ function lines(unit: string, first: number): Progress {
   return {
     update: (done, of = total) => {
       total = of;
-      const tenth = total === 0 ? 10 : Math.floor((10 * done) / total);
+      if (total === 0) return;
+      const tenth = Math.floor((10 * done) / total);
       if (tenth > said) say(`${done}/${total} ${unit}`);
       said = Math.max(said, tenth);
     },

@@ -157,7 +157,8 @@ async function judgeAll({ pool, policy }: CheckDeps, id: number) {
     const outcome = {
       models: seen.length,
       judged: judged.length,
-      probed: ended.begun,
+      probed: ended.sent,
+      unsent: ended.unsent,
       became,
       ...(suspect.length > 0 ? { suspect: suspect.slice(0, 20) } : {}),
     };

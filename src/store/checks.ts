@@ -178,12 +178,13 @@ export async function endProbe(db: Db, id: number, result: ProbeResult): Promise
  * End a check, in a transaction: whoever is first may judge it, and nobody a second time. Probes that were never begun are
  * given back to the budget.
  *
- * @returns what its probes found, and how many were begun; `undefined` where it was ended before
+ * @returns what its probes found, how many were sent, and how many were not, for want of a key; `undefined` if the check
+ * was ended before
  */
 export async function endCheck(
   db: Db,
   id: number,
-): Promise<{ begun: number; found: (ModelKey & ProbeResult)[] } | undefined> {
+): Promise<{ sent: number; unsent: number; found: (ModelKey & ProbeResult)[] } | undefined> {
   const ended = await db.$executeRaw`
     update "ModelCheck" set "finishedAt" = now() where id = ${id}::bigint and "finishedAt" is null`;
   if (ended === 0) return undefined;
@@ -191,7 +192,8 @@ export async function endCheck(
   const rows = await db.$queryRaw<(ModelKey & ProbeResult & { ended: boolean })[]>`
     select "providerId", model, type::text as type, "finishedAt" is not null as ended, ok, reason, detail, "latencyMs", "retryAt"
       from "ModelProbe" where "checkId" = ${id}::bigint order by id`;
-  return { begun: rows.length, found: rows.filter((row) => row.ended) };
+  const unsent = rows.filter(({ reason }) => reason === 'no credentials').length;
+  return { sent: rows.length - unsent, unsent, found: rows.filter((row) => row.ended) };
 }
 
 /** What each provider's newest probe of the seconds before a check found, where this check has asked it nothing. */
