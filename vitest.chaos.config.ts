@@ -12,8 +12,6 @@ export default defineConfig({
     // once, and one file after the other, that a small machine does not start their processes in time.
     maxConcurrency: 4,
     maxWorkers: 1,
-    env: { PATIENCE_MS: '120000' },
-    testTimeout: 300_000,
     outputFile: { json: '.local/chaos-results.json' },
   },
 });

@@ -7,8 +7,6 @@ export default defineConfig({
   test: {
     ...quick.test,
     include: ['test/setup/*.test.ts'],
-    testTimeout: 180_000,
-    hookTimeout: 180_000,
     outputFile: { json: '.local/setup-results.json' },
   },
 });

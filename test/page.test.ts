@@ -650,7 +650,7 @@ describe.skipIf(!there)(there ? 'in a browser' : `in a browser (SKIPPED: ${CHROM
         await page.close();
       }
     }
-  }, 180_000);
+  });
 
   test.each([
     ['closed', 200_000],
@@ -838,7 +838,7 @@ describe.skipIf(!there)(there ? 'in a browser' : `in a browser (SKIPPED: ${CHROM
     await page.getByRole('heading', { name: ': cancelled' }).waitFor();
     expect(wrong).toEqual([]);
     await page.close();
-  }, 300_000);
+  });
 
   test('it works where no script runs', async () => {
     await sixHours();

@@ -49,6 +49,7 @@ describe.each<[string, ...((hourhand: Hourhand) => Promise<unknown>)[]]>([
     const client = new PrismaClient({
       adapter: new PrismaPg({ connectionString: hourhand.environment.DATABASE_URL }),
       log: [{ emit: 'event', level: 'query' }],
+      transactionOptions: { timeout: 300_000, maxWait: 300_000 }, // by default seconds, which a busy machine needs
     });
     client.$on('query', (event) => statements.push(event));
     watched = client;

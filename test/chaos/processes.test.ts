@@ -28,7 +28,6 @@ test('four workers, one of them killed every second, leave nothing wrong and not
   await until(
     () => hourhand.pool.statHour.count({ where: { hour: { lt: new Date('2026-09-01') }, state: 'closed' } }),
     (n) => n === 48,
-    55_000,
   );
   expect(await hourhand.wrong()).toEqual([]);
 });
