@@ -7,11 +7,12 @@ import { gunzipSync } from 'node:zlib';
 import { parse } from 'csv-parse/sync';
 import pg from 'pg';
 import { describe, expect, test } from 'vitest';
+import { run } from '../scripts/processes.mjs';
 import { home, migrations } from '../src/config.ts';
 import { migrate } from '../src/store/migrate.ts';
 import { createDatabase, serverUrl } from './support/database.ts';
 import { connected } from './support/gateway.ts';
-import { ended, type Hourhand, type Ran, startHourhand, until } from './support/hourhand.ts';
+import { type Hourhand, type Ran, startHourhand, until } from './support/hourhand.ts';
 import { findPgBouncer, startPgBouncer } from './support/pgbouncer.ts';
 import { type Settings, startPooler } from './support/pooler.ts';
 
@@ -198,6 +199,13 @@ async function closedHours({ server }: Behind): Promise<number> {
   return rows[0]?.n ?? 0;
 }
 
+/** As an operator does it, by the pooler. */
+async function migrated({ url }: Behind): Promise<void> {
+  const env = { ...process.env, DATABASE_URL: url, REDIS_URL: serverUrl('TEST_REDIS_URL') };
+  const { code, output } = await run([process.execPath, path.join(home, 'dist/cli.js'), 'migrate'], { env });
+  expect(code, output).toBe(0);
+}
+
 /** Hours that are not closed for good, and users with a mark. */
 async function unsettled({ server }: Behind): Promise<number> {
   const { rows } = await server.query<{ n: number }>(`
@@ -241,7 +249,7 @@ describe.each(modes)('behind %s', (_, mode, settings) => {
     LIMIT,
     async () => {
       await using place = await behind(mode, settings);
-      await migrate(place.url, migrations);
+      await migrated(place);
       await layDecoys(place);
       await using hourhand = await startHourhand({ ...ENV, DATABASE_URL: place.url });
       await using gateway = await connected(hourhand);
@@ -347,7 +355,11 @@ test(
       (n) => n > 0,
     );
     importing.kill('SIGINT');
-    expect(await ended(importing)).not.toBe(0);
+    const code = await until(
+      async () => importing.exitCode ?? importing.signalCode,
+      (seen) => seen !== null,
+    );
+    expect(code).not.toBe(0);
     // The statement is gone, not only the process.
     await until(
       async () => (await place.server.query('select from pg_locks where not granted')).rows.length,
