@@ -1,12 +1,12 @@
 // Nothing but these tests depends on the indexes: without one every figure is still right, and a busy gateway's day too long.
 // Each statement is hourhand's own, caught as it ran, and then explained; none is timed.
 
-import { PrismaPg } from '@prisma/adapter-pg';
 import { afterAll, beforeAll, describe, expect, test } from 'vitest';
 import { PrismaClient } from '../src/generated/prisma/client.ts';
+import { adapterOf } from '../src/store/adapter.ts';
 import { listBackfills } from '../src/store/backfills.ts';
 import { allotRun, sizeOf } from '../src/store/cut.ts';
-import type { Pool } from '../src/store/db.ts';
+import { openPool, type Pool } from '../src/store/db.ts';
 import { closeEmptyHours, closeHour, owedHours } from '../src/store/ledger.ts';
 import { markedHours, markUser } from '../src/store/marks.ts';
 import { callsSeen } from '../src/store/model-calls.ts';
@@ -46,8 +46,9 @@ describe.each<[string, ...((hourhand: Hourhand) => Promise<unknown>)[]]>([
   beforeAll(async () => {
     hourhand = await startHourhand();
     for (const step of prepare) await step(hourhand);
+    const onError = () => {};
     const client = new PrismaClient({
-      adapter: new PrismaPg({ connectionString: hourhand.environment.DATABASE_URL }),
+      adapter: adapterOf(openPool(hourhand.environment.DATABASE_URL, { max: 2, onError }), onError),
       log: [{ emit: 'event', level: 'query' }],
       transactionOptions: { timeout: 300_000, maxWait: 300_000 }, // by default seconds, which a busy machine needs
     });
