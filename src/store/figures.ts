@@ -9,14 +9,18 @@ import { Sql } from './db.ts';
  * Nothing is cast to the width of its column here: a sum that does not fit is refused where it is stored.
  * Grouped by type and sorted inside, by user outside: sorted input makes the second grouping cheap.
  *
- * Every status counts in the totals. Images are `usageMetrics.numberOfImages` of an image generation, and one for a
- * successful call that does not say.
+ * Every status counts in the totals.
+ *
+ * @param formerly adds a column `formerImages`: the images by the former formula
  */
-export function figuresOf(keys: Sql.Sql, calls: Sql.Sql): Sql.Sql {
+export function figuresOf(keys: Sql.Sql, calls: Sql.Sql, { formerly = false } = {}): Sql.Sql {
+  const [former, unread] = formerly
+    ? [Sql.sql`sum(images) - sum(unread) as "formerImages",`, Sql.sql`sum(${unreadFormerly}) as unread,`]
+    : [Sql.empty, Sql.empty];
   return Sql.sql`
     select ${keys},
            sum(usage) as "totalUsage", sum(input) as "inputTokens", sum(output) as "outputTokens",
-           sum(images) as "imageGenerations", sum(credits) as "totalCredits", sum(calls) as "totalCalls",
+           sum(images) as "imageGenerations", ${former} sum(credits) as "totalCredits", sum(calls) as "totalCalls",
            sum(success) as "successCalls", sum(failed) as "failedCalls", sum(calls) - sum(success) - sum(failed) as "processingCalls",
            sum(duration) as "totalDuration",
            jsonb_object_agg(type, jsonb_build_object('totalUsage', usage, 'totalCredits', credits::text,
@@ -24,9 +28,7 @@ export function figuresOf(keys: Sql.Sql, calls: Sql.Sql): Sql.Sql {
       from (select ${keys}, type,
                    sum("totalUsage") as usage,
                    coalesce(sum("inputTokens"), 0) as input, coalesce(sum("outputTokens"), 0) as output,
-                   sum(case when type <> 'imageGeneration' then 0
-                            when "usageMetrics" ->> 'numberOfImages' ~ '^[0-9]{1,9}$' then ("usageMetrics" ->> 'numberOfImages')::int
-                            when status = 'success' then 1 else 0 end) as images,
+                   sum(${images}) as images, ${unread}
                    sum(credits) as credits, count(*) as calls,
                    count(*) filter (where status = 'success') as success,
                    count(*) filter (where status = 'failed') as failed,
@@ -36,6 +38,39 @@ export function figuresOf(keys: Sql.Sql, calls: Sql.Sql): Sql.Sql {
              order by ${keys}) as by_type
      group by ${keys}`;
 }
+
+/** The number of the formula, kept in the ledger for each hour's last run (`StatHour.formula`). The former one is 1. */
+export const FORMULA = 2;
+
+const said = Sql.sql`"usageMetrics" ->> 'numberOfImages'`;
+
+/** PostgreSQL keeps the spelling of a JSON number in part: 4e0 is `4`, but 4.0 is `4.0`. */
+const saidWithZeros = Sql.sql`
+  strpos(${said}, '.') > 0 and ${said} ~ '^[0-9]{1,9}[.]0+$'
+  and jsonb_typeof("usageMetrics" -> 'numberOfImages') = 'number'`;
+
+/**
+ * A call's images: `usageMetrics.numberOfImages` of an image generation, as text of digits or as a JSON number, if it
+ * is a whole number of at most nine digits; else one if the call succeeded. Casts meet nothing but digits: none can
+ * fail.
+ */
+const images = Sql.sql`
+  case when type <> 'imageGeneration' then 0
+       when ${said} ~ '^[0-9]{1,9}$' then (${said})::int
+       when ${saidWithZeros} then split_part(${said}, '.', 1)::int
+       when status = 'success' then 1 else 0 end`;
+
+/** What the former formula did not count: versions before 0.7.0 read 4.0 as a call that does not say. */
+const unreadFormerly = Sql.sql`
+  case when type = 'imageGeneration' and ${saidWithZeros}
+       then split_part(${said}, '.', 1)::int - case when status = 'success' then 1 else 0 end else 0 end`;
+
+/**
+ * Whether the present formula computed all stored rows of an hour `l` of the ledger. If an older version allotted its
+ * last run, or while a run is unfinished, the hour may hold rows by either formula: a user may have been rolled up
+ * alone since.
+ */
+const byFormula = Sql.raw(`(l.state = 'closed' and l.formula = ${FORMULA}) is true`);
 
 export const figures = [
   'totalUsage',
@@ -51,6 +86,16 @@ export const figures = [
   'byType',
 ] as const;
 export type Figure = (typeof figures)[number];
+
+/**
+ * The value that a stored row `s` must have in a figure, if its calls `c` are those of `figuresOf` with `formerly`.
+ * In an hour `l` that may hold rows by the former formula, images are also right by that formula.
+ */
+export function counted(figure: Figure): Sql.Sql {
+  if (figure !== 'imageGenerations') return Sql.raw(`c."${figure}"`);
+  return Sql.sql`case when s."imageGenerations" = c."formerImages" and not ${byFormula} then c."formerImages"
+    else c."imageGenerations" end`;
+}
 
 /** The figures' columns, for instance `s."totalUsage", s."inputTokens", …`. */
 export function columns(alias?: string): Sql.Sql {

@@ -2,6 +2,7 @@
 
 import { endOf, HOUR_MS, type Hour, hourOf, startOf } from '../time/hour.ts';
 import { type Db, instant, type Now, type Pool, Sql } from './db.ts';
+import { FORMULA } from './figures.ts';
 import { isHeld } from './held.ts';
 import { isCovered } from './ranges.ts';
 import { noteRun, noteRunEnd } from './runs.ts';
@@ -90,6 +91,7 @@ export async function closeEmptyHours(
     const closed = await db.$queryRaw<{ hour: Date }[]>`
       update "StatHour" l
          set state = 'closed', run = greatest(run + 1, wanted), (${counts}) = (select 0, 0, 0, 0, 0, 0), attempts = 0, "nextAttemptAt" = null,
+             formula = ${FORMULA}::smallint,
              "startedAt" = ${instant(now)}, "closedAt" = ${instant(now)}, error = null, "partialSince" = null, "asOf" = ${instant(now)},
              "modelsAsOf" = case when exists (select from "StatModel" m where m.hour = l.hour) then "modelsAsOf" else ${instant(now)} end,
              revision = ${nextRevision}
@@ -168,6 +170,9 @@ export interface Allotted {
  * again, and not of a backfill that is paused. The run's number is burnt with the transaction's commit, even if its holder dies on the next line. Two callers get two
  * runs, and the older one can close nothing any more.
  *
+ * The hour's formula is written here and not at the close: a run that an older version began may have rows by its
+ * formula.
+ *
  * @param job who runs it, for people to find it
  * @param again the hour's back-off is over because somebody says so (a retry by hand)
  * @returns the run, or `undefined`: nothing is owed
@@ -183,14 +188,15 @@ export async function allot(
   const [allotted] = await db.$queryRaw<Allotted[]>`
     with seam as materialized (${seam}),
     allotted as (
-      insert into "StatHour" as h (hour, state, run, reason, "startedAt", fence)
-      select ${start}::timestamptz, 'running', 1, 'tick', ${instant(now)}, ${fenceAfter(Sql.sql`null::bigint`)}
+      insert into "StatHour" as h (hour, state, run, reason, "startedAt", fence, formula)
+      select ${start}::timestamptz, 'running', 1, 'tick', ${instant(now)}, ${fenceAfter(Sql.sql`null::bigint`)},
+             ${FORMULA}::smallint
        where ${endOf(hour)}::timestamptz <= ${instant(now)}
          and (${isCovered(Sql.sql`${start}::timestamptz`)}
               or exists (select from "StatHour" where hour = ${start}::timestamptz and wanted > run))
       on conflict (hour) do update
          set run = h.run + 1, state = 'running', "startedAt" = ${instant(now)}, "nextAttemptAt" = null,
-             fence = ${fenceAfter(Sql.sql`h.fence`)}
+             formula = excluded.formula, fence = ${fenceAfter(Sql.sql`h.fence`)}
        where h."sealedAt" is null and (h.state <> 'closed' or h.wanted > h.run) and not ${isHeld(Sql.sql`h."backfillId"`)}
          and (${again} or h."nextAttemptAt" is null or h."nextAttemptAt" <= ${instant(now)})
       returning run, reason, "requestedBy", "startedAt"

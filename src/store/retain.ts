@@ -2,7 +2,7 @@
 
 import { type Hour, hourOf, startOf } from '../time/hour.ts';
 import { type Db, instant, type Now, type Pool, Sql, sqlState } from './db.ts';
-import { columns, figuresOf } from './figures.ts';
+import { columns, counted, figures, figuresOf } from './figures.ts';
 import { BUCKETS, bucket, calledIn, callHour, type Scope, usersIn } from './scope.ts';
 
 /** The hours before it have ended so many hours ago, by Postgres' clock. */
@@ -57,12 +57,16 @@ export interface Removal {
   readonly late: LateCalls;
 }
 
+const callsOf = (scope: Scope) => Sql.sql`"ModelCall" where ${calledIn(scope.hour)} and ${usersIn(scope)}`;
+
 /** `("userDid", calls, counted)` of the users with calls in a scope: whether their stored row is what these calls add up to. */
 const compared = (scope: Scope) => Sql.sql`
-  select "userDid", f."totalCalls" as calls, (${columns('s')}) is not distinct from (${columns('f')}) as counted
-    from (${figuresOf(Sql.sql`"userDid"`, Sql.sql`"ModelCall" where ${calledIn(scope.hour)} and ${usersIn(scope)}`)}) as f
+  select "userDid", c."totalCalls" as calls,
+         (${columns('s')}) is not distinct from (${Sql.join(figures.map(counted))}) as counted
+    from (${figuresOf(Sql.sql`"userDid"`, callsOf(scope), { formerly: true })}) as c
          left join (select * from "ModelCallStat" where "timeType" = 'hour' and "timestamp" = ${startOf(scope.hour)}::timestamptz) as s
-              using ("userDid")`;
+              using ("userDid")
+         left join "StatHour" l on l.hour = ${startOf(scope.hour)}::timestamptz`;
 
 const removal = Sql.sql`
   coalesce(sum(calls) filter (where counted), 0)::int as calls, coalesce(sum(calls) filter (where not counted), 0)::int as late,

@@ -3,7 +3,7 @@
 import { endOf, HOUR_MS, type Hour, startOf } from '../time/hour.ts';
 import type { Range } from '../time/range.ts';
 import { type Db, Sql } from './db.ts';
-import { asJson, columns, figures, figuresOf } from './figures.ts';
+import { asJson, columns, counted, figures, figuresOf } from './figures.ts';
 import { calledIn, calledWithin, callHour, type Scope, usersIn } from './scope.ts';
 import { standingsOf } from './standing.ts';
 
@@ -226,22 +226,26 @@ async function* differencesWithin(db: Db, { start, end }: Range): AsyncGenerator
   const calls = Sql.sql`(select ${callHour} as hour, call.* from "ModelCall" call
     where ${calledWithin({ start, end })}) as call`;
   const differing = figures.map((figure) => {
-    const zero = figure === 'byType' ? `'{}'::jsonb` : '0';
-    const [stored, counted] = [`coalesce(s."${figure}", ${zero})`, `coalesce(c."${figure}", ${zero})`];
-    return `case when ${stored} <> ${counted} then '${figure}: stored ' || (${stored})::text || ', counted ' || (${counted})::text end`;
+    const zero = Sql.raw(figure === 'byType' ? `'{}'::jsonb` : '0');
+    const [was, is] = [
+      Sql.sql`coalesce(${Sql.raw(`s."${figure}"`)}, ${zero})`,
+      Sql.sql`coalesce(${counted(figure)}, ${zero})`,
+    ];
+    return Sql.sql`case when ${was} <> ${is}
+      then ${Sql.raw(`'${figure}: stored '`)} || (${was})::text || ', counted ' || (${is})::text end`;
   });
   yield* batches<Difference>(
     db,
     Sql.sql`
     with recount as (
-      ${figuresOf(Sql.sql`hour, "userDid"`, calls)}
+      ${figuresOf(Sql.sql`hour, "userDid"`, calls, { formerly: true })}
     ), c as (
-      select hour at time zone 'UTC' as hour, "userDid", ${columns()} from recount
+      select hour at time zone 'UTC' as hour, "userDid", ${columns()}, "formerImages" from recount
     ), s as (
       select "timestamp" as hour, "userDid", ${columns()} from "ModelCallStat"
        where "timeType" = 'hour' and "timestamp" >= ${start}::timestamptz and "timestamp" < ${end}::timestamptz
     ), compared as (
-      select j.hour, j."userDid", array_remove(array[${Sql.raw(differing.join(', '))}], null) as differing
+      select j.hour, j."userDid", array_remove(array[${Sql.join(differing)}], null) as differing
         from s full join c using (hour, "userDid") as j left join "StatHour" l on l.hour = j.hour
        where l."sealedAt" is null and (l.state in ('closed', 'partial') or s."userDid" is not null)
     )
