@@ -7,7 +7,10 @@ import pg from 'pg';
 import { afterAll, beforeAll, beforeEach, describe, expect, test } from 'vitest';
 import { type BadLine, type ImportOptions, ImportRefused, importCalls } from '../src/import.ts';
 import { loadSample } from '../src/sample.ts';
+import { connect } from '../src/store/db.ts';
 import { createDatabase, type TestDatabase } from './support/database.ts';
+import { until } from './support/hourhand.ts';
+import { inPartitions } from './support/partitions.ts';
 
 const names = [
   'call_time',
@@ -595,6 +598,61 @@ describe('a column id', () => {
     const others = rows.toReversed().map((row) => ({ ...row, model: 'other' }));
     const { named } = await load(csv([...others, { id: 'new' }, { id: 'new', model: 'other' }], withId));
     expect(named.map(({ line }) => line)).toEqual([...Array.from({ length: 2_500 }, (_, i) => i + 2), 2_503]);
+  });
+});
+
+describe('the calls of the ids that a file gives are looked up by the key, and no other call is read', () => {
+  const withId = ['id', ...names];
+  const start = Date.UTC(2026, 7, 19, 13, 10);
+  const timeOf = (call: number) => new Date(start + (call % 48) * 3_600_000).toISOString();
+  const BEFORE = 20_000;
+
+  test.each<[string, { locale?: string; layout?: string }]>([
+    ['one table', {}],
+    ['one table, in a database that sorts as Swedes do', { locale: 'sv-SE' }],
+    ['one table, whose ids are sorted by bytes', { layout: 'bytes' }],
+    ['partitions', { layout: 'partitions' }],
+    ['partitions, in a database that sorts as Swedes do', { locale: 'sv-SE', layout: 'partitions' }],
+  ])('%s', async (_, { locale, layout }) => {
+    await using database = await createDatabase({ locale });
+    const pool = connect(database.url, { connections: 1, onError: () => {} });
+    if (layout === 'bytes') {
+      await pool.$executeRaw`alter table "ModelCall" alter id type text collate "C"`;
+    }
+    if (layout === 'partitions') await inPartitions({ environment: { DATABASE_URL: database.url }, pool });
+    await pool.$transaction(async (db) => {
+      await db.$executeRaw`select set_config('hourhand.marks_itself', 'yes', true)`;
+      await db.$executeRaw`
+        insert into "ModelCall" (id, "userDid", "appDid", "providerId", model, type, "totalUsage", "inputTokens",
+                                 "outputTokens", credits, status, duration, "callTime")
+        select 'old ' || i, 'ada', 'app', 'openai', 'gpt', 'chatCompletion', 15, 10, 5, 0.1, 'success', 1.5,
+               ${new Date(start)}::timestamptz + i % 48 * interval '1 hour'
+          from generate_series(1, ${BEFORE}::int) as i`;
+    });
+    await pool.$executeRaw`analyze "ModelCall"`;
+    const read = async (inserted: number) => {
+      const ask = async () => {
+        const [row] = await pool.$queryRaw<[{ inserted: number; read: number }]>`
+          select sum(n_tup_ins)::int as inserted, sum(seq_tup_read + coalesce(idx_tup_fetch, 0))::int as read
+            from pg_stat_user_tables where relname ~ '^ModelCall(_(before_)?[0-9]+|_default)?$'`;
+        return row;
+      };
+      return (await until(ask, (seen) => seen.inserted === inserted)).read;
+    };
+    const before = await read(BEFORE);
+
+    const hundred = Array.from({ length: 100 }, (_, i) => 7 * i + 1);
+    const calls = hundred.flatMap((i) => [
+      { id: `old ${i}`, call_time: timeOf(i) },
+      { id: `new ${i}`, call_time: timeOf(i) },
+      { id: `old ${i + 1}`, call_time: timeOf(i + 2) },
+      { id: `new ${i}`, call_time: timeOf(i) },
+    ]);
+    const loaded = await load(csv(calls, withId), { databaseUrl: database.url, skipBad: true });
+    expect(loaded).toMatchObject({ lines: 400, imported: 100, repeated: 200, bad: 100 });
+    expect(loaded.named.map(({ line }) => line)).toEqual(hundred.map((_, i) => 4 * i + 4));
+    expect((await read(BEFORE + 100)) - before).toBeLessThan(3 * 400);
+    await pool.$disconnect();
   });
 });
 

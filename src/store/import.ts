@@ -64,15 +64,19 @@ export async function inImport<T>(
   }
 }
 
+/**
+ * The ids have no collation of their own. Compared with an id of `ModelCall` they take the collation of that column,
+ * so that its key can be used. With a collation of their own each look-up would read the whole table.
+ */
 const begin = `
   ${beginning({ patient: true })};
   CREATE TEMPORARY TABLE staged (
     line bigint NOT NULL,
     ${definitions},
-    id text COLLATE "C" NOT NULL
+    id text NOT NULL
   ) ON COMMIT DROP;
   CREATE TEMPORARY TABLE known (
-    id text COLLATE "C" NOT NULL,
+    id text NOT NULL,
     ${definitions}
   ) ON COMMIT DROP`;
 
@@ -103,6 +107,9 @@ export interface Inserted {
   readonly tables: string[];
 }
 
+/** Any order will do, and sorting by bytes is the quickest. */
+const BYTES = 'COLLATE "C"';
+
 /**
  * Insert the staged calls whose ids are new. It leaves its own marks, one for each user and ended hour, where the trigger
  * would leave one for each call.
@@ -116,14 +123,17 @@ export async function insertStaged(
   ids: 'hash' | 'own',
   metadata?: object,
 ): Promise<Inserted> {
-  if (ids === 'own') await ask(transaction, lookUp);
+  const partitioned = ids === 'own' && (await lookUpInPartitions(transaction));
   const calls = {
     hash: `SELECT id || '-' || row_number() OVER (PARTITION BY "callTime", id) AS id, ${names.join(', ')} FROM staged`,
     own: `SELECT id, ${names.join(', ')}
-            FROM (SELECT DISTINCT ON (id) * FROM staged
-                   WHERE NOT EXISTS (SELECT FROM known WHERE known.id = staged.id) ORDER BY id, line) AS firsts
+            FROM (SELECT DISTINCT ON (id ${BYTES}) * FROM staged
+                   WHERE NOT EXISTS (SELECT FROM known WHERE known.id = staged.id)
+                   ORDER BY id ${BYTES}, line) AS firsts
            ORDER BY line`,
   }[ids];
+  const returned = { hash: '"userDid"', own: `id, ${names.join(', ')}` }[ids];
+  const noted = { hash: '', own: `, noted AS (INSERT INTO known SELECT ${returned} FROM inserted)` }[ids];
   const { client, signal } = transaction;
   signal?.throwIfAborted();
   await client.query(`SELECT set_config('hourhand.marks_itself', 'yes', true)`);
@@ -133,8 +143,8 @@ export async function insertStaged(
        SELECT id, coalesce("inputTokens", 0) + coalesce("outputTokens", 0), $1::jsonb, ${names.join(', ')}
          FROM (${calls}) AS calls
        ON CONFLICT DO NOTHING
-       RETURNING date_trunc('hour', "callTime", 'UTC') AS hour, "userDid", tableoid
-     ), marked AS (
+       RETURNING ${returned}, date_trunc('hour', "callTime", 'UTC') AS hour, tableoid
+     )${noted}, marked AS (
        INSERT INTO "StatMark" (hour, "userDid", reason)
        SELECT hour, "userDid", 'late' FROM inserted i
         WHERE hour < date_trunc('hour', clock_timestamp(), 'UTC')
@@ -146,26 +156,52 @@ export async function insertStaged(
     [metadata],
   );
   if (ids === 'own') {
-    await ask(transaction, lookUpRest('c."callTime" = staged."callTime"'));
-    await ask(transaction, lookUpRest('true')); // somebody else was quicker, with another instant: none, nearly always
+    if (partitioned) await ask(transaction, lookUpRest('c."callTime" = rest."callTime"'));
+    await ask(transaction, lookUpRest('true'));
   }
   return { calls: Number(rows[0]?.calls), tables: rows[0]?.tables ?? [] };
 }
 
 /**
- * What is stored under the staged ids, whenever it was called: in the partitioned layout nothing else keeps an id from being used
- * again at another time. Once, because it reads all partitions.
+ * If the calls are in partitions, find what is stored under the staged ids, whenever it was called: the key of a
+ * partition does not keep an id from being used again at another time. Each id is looked up in each partition. If
+ * that takes more look-ups than there are calls, all calls are read once instead.
+ *
+ * @returns whether the calls are in partitions
  */
-const lookUp = `
-  INSERT INTO known
-  SELECT DISTINCT ON (id) id, ${names.join(', ')} FROM "ModelCall" WHERE id IN (SELECT id FROM staged) ORDER BY id, "callTime"`;
+async function lookUpInPartitions(transaction: ImportTransaction): Promise<boolean> {
+  const [size] = await ask<{ partitioned: boolean; few: boolean }>(
+    transaction,
+    `SELECT count(*) > 0 AS partitioned,
+            count(*) > 0 AND (SELECT count(*) FROM staged) * count(*) < sum(reltuples) AS few
+       FROM pg_partition_tree('"ModelCall"') JOIN pg_class ON oid = relid WHERE isleaf`,
+  );
+  if (!size?.partitioned) return false;
+  if (size.few) {
+    await ask(transaction, lookUpRest('true'));
+  } else {
+    await ask(transaction, 'ANALYZE staged (id)'); // the planner expects 200 different ids otherwise
+    await ask(transaction, readOnce);
+  }
+  return true;
+}
 
-/** And what was stored there since, by the insert itself or by somebody else; looked up one by one, for it is looked for by its key. */
+const readOnce = `
+  INSERT INTO known
+  SELECT DISTINCT ON (id ${BYTES}) id, ${names.join(', ')} FROM "ModelCall" WHERE id IN (SELECT id FROM staged)
+   ORDER BY id ${BYTES}, "callTime"`;
+
+/**
+ * What is stored under each staged id that is not known yet. Each is looked up by the key: OFFSET 0 keeps the planner
+ * from reading all calls.
+ */
 const lookUpRest = (where: string) => `
   INSERT INTO known
-  SELECT DISTINCT ON (call.id) call.id, ${names.map((name) => `call.${name}`).join(', ')}
-    FROM staged, LATERAL (SELECT * FROM "ModelCall" c WHERE c.id = staged.id AND ${where} OFFSET 0) AS call
-   WHERE NOT EXISTS (SELECT FROM known WHERE known.id = staged.id)`;
+  SELECT DISTINCT ON (call.id ${BYTES}) call.id, ${names.map((name) => `call.${name}`).join(', ')}
+    FROM (SELECT id, "callTime" FROM staged
+           WHERE NOT EXISTS (SELECT FROM known WHERE known.id = staged.id) OFFSET 0) AS rest,
+         LATERAL (SELECT * FROM "ModelCall" c WHERE c.id = rest.id AND ${where} OFFSET 0) AS call
+   ORDER BY call.id ${BYTES}, call."callTime"`;
 
 export interface Conflict {
   readonly line: number;

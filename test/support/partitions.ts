@@ -10,7 +10,7 @@ export const ASKED = new Date('2026-08-18T12:00:00Z');
 
 /** Have the calls kept in partitions, as `hourhand partition` does. */
 export async function inPartitions(
-  { environment, pool }: Hourhand,
+  { environment, pool }: { environment: { DATABASE_URL: string }; pool: Hourhand['pool'] },
   { by = 'day', ahead = 7, now = ASKED }: { by?: Period; ahead?: number; now?: Date } = {},
 ): Promise<void> {
   await partitionCalls({
