@@ -1,12 +1,15 @@
 // What may a field of an imported call say?
 
 import { ModelCallStatus, ModelCallType } from './generated/prisma/enums.ts';
+import { CREDITS, type NumericColumn, readDecimal, SECONDS } from './store/decimals.ts';
 import type { CallColumn } from './store/import.ts';
 
 export interface CallField {
   /** How the value is stored, in COPY's text format; nothing where it is not one. Equal values come out equal. */
   readonly read: (value: string) => string | undefined;
   readonly expected: string;
+  /** Whether a value that can be read has more decimal places than the column, so that what is stored is another. */
+  readonly isRounded?: (value: string) => boolean;
 }
 
 /** In COPY's text format. */
@@ -16,6 +19,7 @@ const MAX_BIGINT = 9_223_372_036_854_775_807n;
 /** Longer ones do not fit into the indexes that they are keys of. */
 const key = textOf(1, 512);
 const text = textOf(0, 65_536);
+const credits = decimal(CREDITS);
 const tokens = orNothing({ read: readInteger, expected: `an integer from 0 to ${MAX_BIGINT}` });
 
 export const idField: CallField = key;
@@ -34,13 +38,14 @@ export const callFields: Readonly<Record<CallColumn, CallField>> = {
   input_tokens: tokens,
   output_tokens: tokens,
   credits: {
-    read: (value) => readDecimal(value || '0', 20, 8, 'exact'),
-    expected: 'a decimal from 0, below 10^12, of at most 8 decimal places',
+    ...credits,
+    read: (value) => credits.read(value || '0'),
+    expected: 'a decimal from 0, below 10^12 when rounded to 8 decimals',
   },
   status: oneOf(Object.keys(ModelCallStatus)),
   duration_s: orNothing({
-    read: (value) => readDecimal(value, 20, 6, 'rounded'),
-    expected: 'a decimal number of seconds from 0, below 10^14',
+    ...decimal(SECONDS),
+    expected: 'a decimal number of seconds from 0, below 10^14 when rounded to 6 decimals',
   }),
 };
 
@@ -58,8 +63,21 @@ export function quoted(value: string): string {
   });
 }
 
-function orNothing({ read, expected }: CallField): CallField {
-  return { read: (value) => (value === '' ? NULL : read(value)), expected: `${expected}, or nothing` };
+function orNothing({ read, expected, ...field }: CallField): CallField {
+  return { ...field, read: (value) => (value === '' ? NULL : read(value)), expected: `${expected}, or nothing` };
+}
+
+/** Stored as a whole number of the last decimal place: ids are hashes of this text, and must stay what they are. */
+function decimal(column: NumericColumn): Pick<CallField, 'read' | 'isRounded'> {
+  return {
+    read: (value) => {
+      const read = readDecimal(value, column);
+      return read && `${read.units}E-${column.places}`;
+    },
+    // Shorter text has no more decimal places, unless it has an exponent: most values are told by that.
+    isRounded: (value) =>
+      (value.length > column.places + 2 || /e/i.test(value)) && (readDecimal(value, column)?.rounded ?? false),
+  };
 }
 
 function oneOf(values: string[]): CallField {
@@ -93,19 +111,4 @@ function readInstant(value: string): string | undefined {
 function readInteger(value: string): string | undefined {
   const integer = /^\d+$/.test(value) ? BigInt(value) : undefined;
   return integer !== undefined && integer <= MAX_BIGINT ? String(integer) : undefined;
-}
-
-/**
- * As a whole number of the last decimal place, in BigInt: money is never a floating-point number. Programs write 0E-8,
- * 1.2E-7 and 1e-05 for small numbers.
- */
-function readDecimal(value: string, digits: number, places: number, which: 'exact' | 'rounded'): string | undefined {
-  const [, whole, fraction = '', exponent = '0'] = /^(\d+)(?:\.(\d+))?(?:[eE]([+-]?\d{1,3}))?$/.exec(value) ?? [];
-  if (whole === undefined) return undefined;
-  const shift = Number(exponent) + places - fraction.length;
-  const written = BigInt(whole + fraction) * 10n ** BigInt(Math.max(0, shift));
-  const unit = 10n ** BigInt(Math.max(0, -shift));
-  if (which === 'exact' && written % unit !== 0n) return undefined;
-  const units = (written + unit / 2n) / unit;
-  return units < 10n ** BigInt(digits) ? `${units}E-${places}` : undefined;
 }

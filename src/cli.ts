@@ -4,7 +4,7 @@ import { hostname, userInfo } from 'node:os';
 import { Argument, Command, CommanderError, Help, InvalidArgumentError, Option } from 'commander';
 import { say } from './commands/say.ts';
 import { argumentTerm, asked, oneOf } from './commands/usage.ts';
-import { type Config, ConfigError, migrations, readConfig, version } from './config.ts';
+import { type Config, ConfigError, migrations, readConfig, roundedSettings, version } from './config.ts';
 import type { Connections } from './connections.ts';
 import { ROLES } from './dashboard/credentials.ts';
 import type { Wants } from './queues/redis.ts';
@@ -528,6 +528,7 @@ function rangeOf(from: Date, to: Date): Range {
 /** Read the environment, do the work, and turn its result into the exit code. */
 async function run(work: (config: Config) => Promise<number>): Promise<void> {
   const config = readConfig();
+  for (const line of roundedSettings()) say(line);
   try {
     process.exitCode = await work(config);
   } catch (error) {

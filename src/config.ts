@@ -10,6 +10,7 @@ import { parseCredentials } from './dashboard/credentials.ts';
 import { ModelCallType } from './generated/prisma/enums.ts';
 import { urlProblem, withHost } from './given-servers.mjs';
 import { inTheClear } from './providers/base-url.ts';
+import { CREDITS, readDecimal, spellDecimal } from './store/decimals.ts';
 import { checkKept, parseKept } from './time/kept.ts';
 import { MAX_MINUTES, parseLimits } from './time/limits.ts';
 import { parsePattern } from './time/pattern.ts';
@@ -77,11 +78,18 @@ const url = (...protocols: string[]) =>
       secret: true,
     });
 
-/** An exact amount of credits, kept as text. */
+/** An exact amount of credits, kept as text: as it was given, or rounded as PostgreSQL would round it. */
 const credits = z
   .string()
-  .regex(/^\d{1,12}(\.\d{1,8})?$/)
-  .meta({ expected: 'an amount such as 0.01, with at most 8 decimal places', unit: 'credits' });
+  .regex(/^\d{1,12}(\.\d+)?$/)
+  .refine((text) => readDecimal(text, CREDITS) !== undefined)
+  .transform((text) => roundedText(text) ?? text)
+  .meta({ expected: 'an amount such as 0.01; more than 8 decimals are rounded', unit: 'credits' });
+
+function roundedText(text: string): string | undefined {
+  const amount = readDecimal(text, CREDITS);
+  return amount?.rounded ? spellDecimal(amount, CREDITS) : undefined;
+}
 
 const yesOrNo = z
   .enum(['true', 'false'])
@@ -544,6 +552,16 @@ export function readConfig(env: NodeJS.ProcessEnv = process.env): Config {
   const own = [undefined, '', servers.databaseUrl, servers.redisUrl];
   const names = Object.keys(environment).filter((name) => !own.includes(env[name]));
   return { ...parsed, privateDatabase: !names.includes('DATABASE_URL'), given: new Set(names) };
+}
+
+/** A line for each amount in the environment that has more decimals than are used. */
+export function roundedSettings(env: NodeJS.ProcessEnv = process.env): string[] {
+  const amounts = Object.entries(environment).filter(([, [schema]]) => schema.meta()?.unit === 'credits');
+  return amounts.flatMap(([name]) => {
+    const text = env[name] ?? '';
+    const rounded = roundedText(text);
+    return rounded === undefined ? [] : [`${name}: ${text} was rounded to 8 decimals, ${rounded}`];
+  });
 }
 
 /** Where they are, as far as it is written down here: in a copy of a checkout stands where those of the other are. */

@@ -33,6 +33,10 @@ export interface ImportResult {
   readonly last?: Date;
   /** Users of those lines. */
   readonly users: number;
+  /** Amounts of credits in those lines that had more than 8 decimals: they are stored rounded. */
+  readonly roundedCredits: number;
+  /** Durations in those lines that had more than 6 decimals: they are stored rounded. */
+  readonly roundedDurations: number;
 }
 
 /** The input is no such file, and nothing was imported. The message is one line for whoever gave it. */
@@ -84,7 +88,8 @@ async function importFile(transaction: store.ImportTransaction, options: ImportO
   const file = new CallFile(options);
   await pipeline(input, (bytes) => file.rows(bytes), store.stagingStream(transaction), { signal });
   const { lines, bad: unreadable, hasIds, unread } = file;
-  const nothing = (bad: number) => ({ lines, imported: 0, repeated: 0, bad, unread, users: 0 });
+  const none = { imported: 0, repeated: 0, users: 0, roundedCredits: 0, roundedDurations: 0 };
+  const nothing = (bad: number) => ({ lines, bad, unread, ...none });
   // Only with ids of its own may there be more bad lines to name, and the insert finds them.
   if (unreadable > 0 && !skipBad && !hasIds) return nothing(unreadable);
 
@@ -98,7 +103,7 @@ async function importFile(transaction: store.ImportTransaction, options: ImportO
     repeated: lines - bad - imported,
     bad,
     unread,
-    ...(await store.spanOfStaged(transaction)),
+    ...(await store.totalsOfStaged(transaction)),
   };
 }
 
@@ -203,18 +208,21 @@ class CallFile {
     const [expected, got] = [this.#columns.length, fields.length];
     if (got !== expected) return this.#refuse(line, 'fields', `expected ${expected}, got ${got}`);
     const values: string[] = [];
-    for (const { name, at, read, expected } of this.#columns) {
+    let rounded = '';
+    for (const { name, at, read, isRounded, expected } of this.#columns) {
       const found = fields[at] ?? '';
       const value = read(found);
       if (value === undefined) return this.#refuse(line, name, `expected ${expected}, got ${quoted(found)}`);
       values.push(value);
+      if (isRounded?.(found)) rounded += `${name} `;
     }
     const [input = '', output = ''] = values.slice(INPUT_TOKENS);
     if (!sumFits(input, output)) {
       return this.#refuse(line, 'output_tokens', `expected a 64-bit sum with input_tokens, got ${input} + ${output}`);
     }
     const row = values.join('\t');
-    return this.hasIds ? `${line}\t${row}\n` : `${line}\t${row}\t${hash('sha256', row).slice(0, 32)}\n`;
+    const staged = `${line}\t${rounded}\t${row}`;
+    return this.hasIds ? `${staged}\n` : `${staged}\t${hash('sha256', row).slice(0, 32)}\n`;
   }
 
   #refuse(line: number, field: string, reason: string): undefined {

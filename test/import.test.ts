@@ -193,11 +193,56 @@ describe('a line becomes a call', () => {
       '1e3',
       '0.30000000000000004e-0',
     ];
-    const loaded = await load(csv(written.map((credits) => ({ credits }))), { skipBad: true });
-    expect(loaded.named).toMatchObject([{ line: 8, field: 'credits' }]);
+    expect(await load(csv(written.map((credits) => ({ credits }))))).toMatchObject({ roundedCredits: 1 });
     expect(await stored('credits')).toEqual(
-      ['0.00000000', '0.00000012', '0.10000000', '7.50000000', '1000.00000000', '999999999999.99999999'].toSorted(),
+      [
+        ...['0.00000000', '0.00000012', '0.10000000', '0.30000000', '7.50000000', '1000.00000000'],
+        '999999999999.99999999',
+      ].toSorted(),
     );
+  });
+
+  test('amounts and durations of more decimals are rounded as PostgreSQL rounds them, and counted', async () => {
+    const written = [
+      ...['0.000000005', '0.0000000049999999999999999999', '0.000000015', '0.000000025', '1.999999995', '5e-9'],
+      ...[
+        '49E-10',
+        '4.9999999999999999999e-9',
+        '12345678901.123456785',
+        '99999999999.999999994999',
+        '1e-400',
+        '9e-7',
+      ],
+      ...['0.0000005', '0.0000004999', '2.0000005', '1.0000000000', '15e-7', '0.30000000000000004', '0e-9', '3'],
+    ];
+    const file = csv(written.map((value, i) => ({ app_did: `${i}`, credits: value, duration_s: value })));
+    const expected = await ask<{ credits: string; duration: string; rounded: boolean[] }>(
+      `select v::numeric(20,8)::text as credits, v::numeric(20,6)::text as duration,
+              array[v::numeric <> v::numeric(20,8), v::numeric <> v::numeric(20,6)] as rounded
+         from unnest('{${written}}'::text[]) with ordinality as w(v, place) order by place`,
+    );
+    const counts = [0, 1].map((at) => expected.filter(({ rounded }) => rounded[at]).length);
+    expect(counts).toEqual([13, 17]);
+    const rounded = { roundedCredits: counts[0], roundedDurations: counts[1] };
+    expect(await load(file)).toMatchObject({ imported: 20, ...rounded });
+    expect(await ask('select credits, duration from "ModelCall" order by "appDid"::int')).toEqual(
+      expected.map(({ credits, duration }) => ({ credits, duration })),
+    );
+    // The id is that of the rounded row: neither the same file nor one that was rounded before adds a call.
+    expect(await load(file)).toMatchObject({ imported: 0, repeated: 20, ...rounded });
+    const before = expected.map(({ credits, duration }, i) => ({ app_did: `${i}`, credits, duration_s: duration }));
+    expect(await load(csv(before))).toMatchObject({
+      imported: 0,
+      repeated: 20,
+      roundedCredits: 0,
+      roundedDurations: 0,
+    });
+  });
+
+  test('a thousand calls of less than half the last decimal are nothing, and each is said', async () => {
+    const rows = Array.from({ length: 1_000 }, () => ({ credits: '0.000000004' }));
+    expect(await load(csv(rows))).toMatchObject({ imported: 1_000, roundedCredits: 1_000, roundedDurations: 0 });
+    expect(await ask('select sum(credits) as sum from "ModelCall"')).toEqual([{ sum: '0.00000000' }]);
   });
 
   test('durations are rounded to microseconds', async () => {
@@ -261,13 +306,19 @@ describe('a bad line', () => {
     ['input_tokens', '1.0', 'got "1.0"'],
     ['input_tokens', '9223372036854775808', 'got'],
     ['output_tokens', '9223372036854775799', 'expected a 64-bit sum with input_tokens, got 10 + 9223372036854775799'],
-    ['credits', '-0.1', 'expected a decimal from 0, below 10^12, of at most 8 decimal places, got "-0.1"'],
-    ['credits', '0.000000001', 'got'],
-    ['credits', '1e-9', 'got'],
+    ['credits', '-0.1', 'expected a decimal from 0, below 10^12 when rounded to 8 decimals, got "-0.1"'],
+    ['credits', '-0', 'got'],
+    ['credits', '999999999999.999999995', 'got'],
     ['credits', '1000000000000', 'got'],
+    ['credits', '1e12', 'got'],
+    ['credits', '1e999', 'got'],
     ['credits', '1e999999999', 'got'],
     ['credits', 'NaN', 'got'],
-    ['duration_s', '-1', 'expected a decimal number of seconds from 0, below 10^14, or nothing, got "-1"'],
+    [
+      'duration_s',
+      '-1',
+      'expected a decimal number of seconds from 0, below 10^14 when rounded to 6 decimals, or nothing, got "-1"',
+    ],
     ['duration_s', '99999999999999.9999995', 'got'],
     ['type', '\u001b[2J\u202e\u009b\u2028\n', 'got "\\u001b[2J\\u{202e}\\u{9b}\\u{2028}\\n"'],
   ])('is named, and nothing is imported: %s %j', async (field, value, reason) => {
@@ -415,6 +466,8 @@ describe('a file', () => {
       users: 0,
       first: undefined,
       last: undefined,
+      roundedCredits: 0,
+      roundedDurations: 0,
       named: [],
     });
   });
@@ -577,19 +630,34 @@ describe('a column id', () => {
     });
   });
 
-  test('whose line is bad and skipped has no say in users and span', async () => {
+  test('whose line is bad and skipped has no say in users, span and rounded amounts', async () => {
     await load(csv([{ id: 'one' }], withId));
     const loaded = await load(
-      csv([{ id: 'one', user_did: 'eve', call_time: '2020-01-01T00:00:00Z' }, { id: 'two' }], withId),
+      csv(
+        [
+          { id: 'one', user_did: 'eve', call_time: '2020-01-01T00:00:00Z', credits: '0.000000001' },
+          { id: 'two', duration_s: '1.5000001' },
+          { id: 'three', credits: '0.000000001', type: '' },
+        ],
+        withId,
+      ),
       { skipBad: true },
     );
     expect(loaded).toMatchObject({
+      roundedCredits: 0,
+      roundedDurations: 1,
       imported: 1,
       repeated: 0,
-      bad: 1,
+      bad: 2,
       users: 1,
       first: new Date('2026-08-20T13:10:00Z'),
     });
+  });
+
+  test('with the same figures beyond the decimals that are stored is the same call', async () => {
+    await load(csv([{ id: 'one', credits: '0.1' }], withId));
+    const again = csv([{ id: 'one', credits: '0.100000000000000005', duration_s: '1.4999999999' }], withId);
+    expect(await load(again)).toMatchObject({ imported: 0, repeated: 1, roundedCredits: 1, roundedDurations: 1 });
   });
 
   test('may contradict in more lines than are fetched at once', async () => {

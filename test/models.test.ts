@@ -865,7 +865,7 @@ describe('hourhand models', () => {
     expect(() => read({ ...fine, models: [model, model] })).toThrow(
       'providers.0.models.1: expected it once, got it twice',
     );
-    for (const probeCredits of ['0.000000001', '1e-4', '-1', '']) {
+    for (const probeCredits of ['1e12', '999999999999.999999995', '-1', '', 'NaN', '0x1']) {
       expect(() => read({ ...fine, models: [{ ...model, probeCredits }] })).toThrow(
         /models\.0\.probeCredits: expected/,
       );

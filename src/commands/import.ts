@@ -4,9 +4,10 @@ import { createReadStream } from 'node:fs';
 import { stat } from 'node:fs/promises';
 import type { Config } from '../config.ts';
 import { importCalls } from '../import.ts';
+import { CREDITS, SECONDS } from '../store/decimals.ts';
 import { wholeHours } from '../time/range.ts';
 import { openProgress } from './progress.ts';
-import { say } from './say.ts';
+import { say, sayRounded } from './say.ts';
 
 /** @returns the exit code: 1 if a line was bad and nothing was imported, or if the rest of the file could not be read */
 export async function importFile(config: Config, file: string, { skipBad }: { skipBad: boolean }): Promise<number> {
@@ -30,6 +31,8 @@ export async function importFile(config: Config, file: string, { skipBad }: { sk
   }
   const skipped = result.bad > 0 ? `, ${result.bad} bad lines skipped` : '';
   say(`${result.imported} calls of ${result.users} users imported, ${result.repeated} were there already${skipped}`);
+  sayRounded(result.roundedCredits, 'amount', CREDITS);
+  sayRounded(result.roundedDurations, 'duration', SECONDS);
   if (result.imported > 0 && result.first && result.last) {
     const { start, end } = wholeHours(result.first, new Date(result.last.getTime() + 1));
     say(`their statistics: hourhand backfill --from ${start.toISOString()} --to ${end.toISOString()} --wait`);

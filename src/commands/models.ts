@@ -12,11 +12,12 @@ import { readProviders } from '../providers/read-file.ts';
 import { queueWorkers } from '../queue-worker.ts';
 import { workerConnection, workersOn } from '../queues/redis.ts';
 import { type Check, checkOf, probesAnswered, probesSpent } from '../store/checks.ts';
+import { CREDITS, readDecimal } from '../store/decimals.ts';
 import { type StatusLine, statusLines } from '../store/model-status.ts';
 import { discoverModels, forgetModels, giveProviders, providerIds, providerOf } from '../store/models.ts';
 import { checkWorkers } from '../worker.ts';
 import { openProgress } from './progress.ts';
-import { say } from './say.ts';
+import { say, sayRounded } from './say.ts';
 
 /** Know the providers and models of a file, whole or not at all. */
 export async function importModels({ pool, modelPolicy }: Connections, file: string): Promise<number> {
@@ -28,10 +29,11 @@ export async function importModels({ pool, modelPolicy }: Connections, file: str
     return 1;
   }
   const { removed } = await giveProviders(pool, providers);
-  const models = providers.reduce((sum, provider) => sum + provider.models.length, 0);
-  say(
-    `${providers.length} providers with ${models} models are known${removed > 0 ? `, ${removed} others of theirs were forgotten` : ''}`,
-  );
+  const models = providers.flatMap((provider) => provider.models);
+  const forgotten = removed > 0 ? `, ${removed} others of theirs were forgotten` : '';
+  say(`${providers.length} providers with ${models.length} models are known${forgotten}`);
+  const rounded = models.filter(({ probeCredits = '0' }) => readDecimal(probeCredits, CREDITS)?.rounded);
+  sayRounded(rounded.length, 'amount', CREDITS);
   return 0;
 }
 

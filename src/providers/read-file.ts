@@ -2,6 +2,7 @@
 
 import { z } from 'zod';
 import { ModelCallType } from '../generated/prisma/enums.ts';
+import { CREDITS, readDecimal } from '../store/decimals.ts';
 import type { GivenProvider } from '../store/models.ts';
 import { readBaseUrl } from './ask.ts';
 
@@ -16,11 +17,13 @@ const name = (max: number) =>
     .regex(/^[^\p{C}]*$/u, 'expected no control characters')
     .refine((text) => text === text.trim(), 'expected no blanks around it');
 
+/** A number is read by its shortest decimal text, and so never as the float that it is. */
 const amount = z
   .union([z.string(), z.number()])
   .transform(String)
-  .pipe(
-    z.string().regex(/^\d{1,12}(\.\d{1,8})?$/, 'expected an amount such as "0.0001", with at most 8 decimal places'),
+  .refine(
+    (text) => readDecimal(text, CREDITS) !== undefined,
+    'expected an amount from 0, below 10^12, such as "0.0001"',
   );
 
 function providersFile(options: { allowHttp: boolean }) {

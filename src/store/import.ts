@@ -67,11 +67,14 @@ export async function inImport<T>(
 /**
  * The ids have no collation of their own. Compared with an id of `ModelCall` they take the collation of that column,
  * so that its key can be used. With a collation of their own each look-up would read the whole table.
+ *
+ * `rounded` names the columns that are stored with fewer decimals than the file gives.
  */
 const begin = `
   ${beginning({ patient: true })};
   CREATE TEMPORARY TABLE staged (
     line bigint NOT NULL,
+    rounded text NOT NULL,
     ${definitions},
     id text NOT NULL
   ) ON COMMIT DROP;
@@ -80,25 +83,37 @@ const begin = `
     ${definitions}
   ) ON COMMIT DROP`;
 
-/** Takes rows in COPY's text format: line, the columns of a call, id. */
+/** Takes rows in COPY's text format: line, the rounded columns' names, the columns of a call, id. */
 export function stagingStream({ client }: ImportTransaction): Writable {
   return client.query(copyFrom('COPY staged FROM STDIN'));
 }
 
-interface Span {
+interface StagedTotals {
   readonly users: number;
   readonly first?: Date;
   readonly last?: Date;
+  readonly roundedCredits: number;
+  readonly roundedDurations: number;
 }
 
-/** The staged calls' users, and the first and the last of their instants. */
-export async function spanOfStaged(transaction: ImportTransaction): Promise<Span> {
-  const [span] = await ask<{ users: string; first: Date | null; last: Date | null }>(
+/** The users of the staged calls, their first and last instant, and how many amounts and durations are rounded. */
+export async function totalsOfStaged(transaction: ImportTransaction): Promise<StagedTotals> {
+  const [totals] = await ask<{ first: Date | null; last: Date | null } & Record<string, string>>(
     transaction,
-    `SELECT count(*) AS users, min(first) AS first, max(last) AS last
-       FROM (SELECT min("callTime") AS first, max("callTime") AS last FROM staged GROUP BY "userDid") AS users`,
+    `SELECT count(*) AS users, min(first) AS first, max(last) AS last, coalesce(sum(credits), 0) AS credits,
+            coalesce(sum(durations), 0) AS durations
+       FROM (SELECT min("callTime") AS first, max("callTime") AS last,
+                    count(*) FILTER (WHERE rounded LIKE '%credits%') AS credits,
+                    count(*) FILTER (WHERE rounded LIKE '%duration_s%') AS durations
+               FROM staged GROUP BY "userDid") AS users`,
   );
-  return { users: Number(span?.users), first: span?.first ?? undefined, last: span?.last ?? undefined };
+  return {
+    users: Number(totals?.users),
+    first: totals?.first ?? undefined,
+    last: totals?.last ?? undefined,
+    roundedCredits: Number(totals?.credits),
+    roundedDurations: Number(totals?.durations),
+  };
 }
 
 /** How many calls were new, and the tables that they went to: several where `ModelCall` is partitioned. */
