@@ -6,5 +6,6 @@ export function startPostgres(options: {
   database: string;
   throwAway: boolean;
   port?: number;
+  environment?: Record<string, string>;
 }): Promise<{ pid: number; port: number }>;
 export function stopPostgres(home: string): Promise<void>;

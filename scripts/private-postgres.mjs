@@ -49,9 +49,9 @@ function statusLines(home) {
 
 /**
  * Starts the server, or joins it if it runs; resolves when it answers. `home` holds its data, `database` is made with them.
- * Without the password of existing data (somebody deleted servers.json) they get the new one.
+ * Without the password of existing data (somebody deleted servers.json) they get the new one. `environment` adds to the server's own.
  */
-export async function startPostgres({ home, port, password, passwordIsNew, database, throwAway }) {
+export async function startPostgres({ home, port, password, passwordIsNew, database, throwAway, environment = {} }) {
   if (passwordIsNew || statusLines(home)[7]?.startsWith('stopping')) await stopPostgres(home);
   const running = postgresPid(home);
   if (running) {
@@ -64,7 +64,7 @@ export async function startPostgres({ home, port, password, passwordIsNew, datab
   if (isNew) await initialise(tools, home, throwAway);
   else checkVersion(tools, home);
   if (isNew || passwordIsNew) await setUpRole(tools, home, password, database);
-  return launch(tools, home, await freePort(port), throwAway);
+  return launch(tools, home, await freePort(port), throwAway, environment);
 }
 
 /** "Fast", which rolls back what is open; then "immediate". */
@@ -275,7 +275,8 @@ log_timezone = 'UTC'
 log_line_prefix = '%m [%p] '
 ${throwAway ? 'fsync = off\nsynchronous_commit = off\nfull_page_writes = off\n' : ''}`;
 
-async function launch({ call, options }, home, port, throwAway) {
+async function launch({ call, options }, home, port, throwAway, environment) {
+  const env = { ...options.env, ...environment };
   const [command, ...args] = call('postgres', '-D', dataOf(home));
   writeFileSync(path.join(dataOf(home), 'postgresql.conf'), settings(port, throwAway));
   // A killed server's own processes linger for a moment and hold its shared memory: then try again.
@@ -285,7 +286,7 @@ async function launch({ call, options }, home, port, throwAway) {
     rmSync(path.join(dataOf(home), 'postmaster.pid'), { force: true });
     const log = openSync(logOf(home), 'w', 0o600);
     // A session of its own: Ctrl-C in the terminal is for us; we stop the server when its users have stopped.
-    const child = spawn(command, args, { ...options, stdio: ['ignore', log, log], detached: true });
+    const child = spawn(command, args, { ...options, env, stdio: ['ignore', log, log], detached: true });
     closeSync(log);
     child.on('error', () => {}); // untilReady says it
     child.unref();

@@ -9,4 +9,5 @@ export function startServers(options: {
   postgres?: boolean;
   redis?: boolean;
   throwAway?: boolean;
+  environment?: Record<string, string>;
 }): Promise<{ databaseUrl: string; redisUrl: string; release(): Promise<void> }>;

@@ -64,9 +64,16 @@ export function runningServers(dir) {
 /**
  * Starts the servers needed, or joins those that run already. Resolves to their addresses and to `release`, which stops
  * them when nobody else uses them any more. `database` is made with the data. `throwAway`: the data are for tests, fast
- * and not kept.
+ * and not kept. `environment` adds to that of PostgreSQL.
  */
-export async function startServers({ dir, postgres = true, redis = true, database = 'postgres', throwAway = false }) {
+export async function startServers({
+  dir,
+  postgres = true,
+  redis = true,
+  database = 'postgres',
+  throwAway = false,
+  environment,
+}) {
   return locked(dir, async () => {
     const { databaseUrl, redisUrl, users: others } = runningServers(dir);
     if (throwAway && others.length === 0) await stopAll(dir, throwAway); // left over from a killed run
@@ -89,7 +96,7 @@ export async function startServers({ dir, postgres = true, redis = true, databas
       state[name] = { ...server, password };
     };
     const results = await Promise.allSettled([
-      postgres && start('postgres', startPostgres, { database }),
+      postgres && start('postgres', startPostgres, { database, environment }),
       redis && start('redis', startRedis, { binaries: redisBinaries }),
     ]);
     const at = (name) => `${state[name].password}@127.0.0.1:${state[name].port}`;

@@ -20,6 +20,7 @@ import { tickProcessor } from './processors/tick.ts';
 import { tickLateProcessor } from './processors/tick-late.ts';
 import { tickModelsProcessor } from './processors/tick-models.ts';
 import { tickStatsProcessor } from './processors/tick-stats.ts';
+import { clockWatch } from './producers/clock.ts';
 import { enqueueOwed, enqueueUntold } from './producers/hours.ts';
 import { keepPartitions } from './producers/partitions.ts';
 import { ensureScheduler, ticksOf, wishes } from './producers/schedules.ts';
@@ -66,8 +67,11 @@ export async function startWorker(
   if (found !== 'noeviction') {
     log.warn({ expected: 'noeviction', found }, 'Redis may throw jobs away: set its maxmemory-policy');
   }
+  // Before anything is compared with the clock.
+  const lookAtClock = clockWatch({ pool, log, backOffMaxSeconds: policy.backOffMaxSeconds });
+  await lookAtClock();
   await coverFromNowOn(pool);
-  const deploy = await deployOf(pool, version);
+  let deploy = await deployOf(pool, version);
   // Opened once nothing can fail any more that would leave it open.
   const connection = workerConnection(redisAddress(config), onError('Redis'));
   const work = queueWorkers({ config, log, connection, withoutInfo, telemetryOf: traces?.of, metrics });
@@ -134,7 +138,16 @@ export async function startWorker(
     await ensure();
     await deriveWaiting(pool, AbortSignal.any([stopping.signal, AbortSignal.timeout(MODELS_MS)]));
   };
-  ensuring = repeat(ENSURE_MS, stopping.signal, () => lookInTurn().catch((error) => onError('ensure')(error)));
+  /** Each process for itself, and without Redis: only its own clock tells it that PostgreSQL's has stepped. */
+  const watchClock = async () => {
+    const { now, trusted } = await lookAtClock();
+    // It started by a clock that was fast, and would have the word over later deploys until then.
+    if (trusted && deploy.startedAt > now) deploy = await deployOf(pool, version);
+  };
+  ensuring = repeat(ENSURE_MS, stopping.signal, async () => {
+    await watchClock().catch(onError('clock'));
+    await lookInTurn().catch(onError('ensure'));
+  });
   log.info({ version, concurrency: config.WORKER_CONCURRENCY }, 'worker started');
   return { stop };
 }

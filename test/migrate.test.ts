@@ -39,6 +39,7 @@ test('an empty database gets all of them, in order, and each is said as it is do
       'OperatorAction',
       'StaleBatch',
       'StatChange',
+      'StatClock',
       'StatHour',
       'StatMark',
       'StatModel',

@@ -15,7 +15,7 @@ export interface RetainOptions {
 /**
  * Ctrl-C ends it between two batches; a second one at once.
  *
- * @returns the exit code: 1 if figures differ, or if it was stopped before its end
+ * @returns the exit code: 1 if figures differ, if it was stopped before its end, or if the clock cannot be trusted
  */
 export async function retainCommand(
   { pool, queues }: Connections,
@@ -42,7 +42,7 @@ export async function retainCommand(
     },
   ).finally(() => shown?.progress.stop());
 
-  const { sealed, calls, callHours, detached, stats, statHours, passed, differing, late, complete } = done;
+  const { sealed, calls, callHours, detached, stats, statHours, passed, differing, late, complete, held } = done;
   for (const { hour, calls, users } of late.first) {
     process.stdout.write(`${hour} ${calls} late calls, not applied: ${users.join(', ')}\n`);
   }
@@ -58,6 +58,7 @@ export async function retainCommand(
     say(dryRun ? `would detach ${name}` : `${name} detached: a table of its own now, to be archived or dropped`);
   }
   if (differing > 0 && !dryRun) say(`asked for ${differing} hours whose figures differ: they are repaired first`);
-  if (!complete) say('stopped: what is done stays done; the next one goes on from here');
+  if (held) say(`${dryRun ? 'would wait' : 'nothing more is sealed or deleted'}: ${held}`);
+  else if (!complete) say('stopped: what is done stays done; the next one goes on from here');
   return differing > 0 || !complete ? 1 : 0;
 }

@@ -6,6 +6,7 @@ import { forgetActions } from '../store/actions.ts';
 import { forgetAlarms } from '../store/alarms.ts';
 import { type AuditResult, auditHour, hoursToAudit } from '../store/audit.ts';
 import { forgetChanges } from '../store/changes.ts';
+import { readClock, whyHeld } from '../store/clock.ts';
 import type { Pool } from '../store/db.ts';
 import { forgetRuns } from '../store/runs.ts';
 import { hoursToSeal, sealHour } from '../store/seal.ts';
@@ -23,7 +24,7 @@ export interface AuditPolicy {
 /**
  * Recount the next share of the closed hours from the calls. An hour that differs, which nothing that hourhand knows of explains,
  * is an error in the log and in the status, and is rolled up again, with the repair as its reason. Then seal what is old and right,
- * where the gateway takes its calls away by itself.
+ * where the gateway takes its calls away by itself. By a clock that may have stepped nothing is sealed, and no history forgotten.
  */
 export function auditHoursProcessor(deps: { pool: Pool; queues: Queues; policy: AuditPolicy }) {
   const { pool, policy } = deps;
@@ -42,24 +43,34 @@ export function auditHoursProcessor(deps: { pool: Pool; queues: Queues; policy: 
       if (result) await differs(hour, result);
       await job.updateProgress(Math.round((100 * (i + 1)) / hours.length));
     }
-    const old = policy.callsKeptDays === undefined ? [] : await hoursToSeal(pool, policy.callsKeptDays);
+    const clock = await readClock(pool);
+    let held = whyHeld(clock);
+    const seals = policy.callsKeptDays !== undefined && !held;
+    const old = seals ? await hoursToSeal(pool, policy.callsKeptDays, clock.now) : [];
     let sealed = 0;
     for (const hour of old) {
       signal.throwIfAborted();
+      held ??= whyHeld(await readClock(pool));
+      if (held) break;
       const sealing = await sealHour(pool, hour);
       if (sealing.outcome === 'sealed') sealed += 1;
       if (sealing.outcome === 'differs') await differs(hour, sealing);
     }
     if (sealed > 0) log.info({ hours: sealed }, 'hours sealed');
-    await forgetChanges(pool, policy.historyDays);
-    await forgetRuns(pool, policy.historyDays);
-    await forgetActions(pool, policy.historyDays);
-    await forgetAlarms(pool, policy.historyDays);
+    if (!held) await forgetHistory(pool, policy.historyDays, clock.now);
+    else await job.log(`nothing is sealed or forgotten: ${held}`);
     await job.log(
       `${hours.length} hours recounted, ${differing} differ${old.length > 0 ? `; ${sealed} of ${old.length} old hours sealed` : ''}`,
     );
     return { audited: hours.length, differing, sealed };
   };
+}
+
+async function forgetHistory(pool: Pool, days: number, now: Date): Promise<void> {
+  await forgetChanges(pool, days, now);
+  await forgetRuns(pool, days, now);
+  await forgetActions(pool, days, now);
+  await forgetAlarms(pool, days, now);
 }
 
 /** In the log, for whoever is on call, and on the job. */

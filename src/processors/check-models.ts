@@ -17,6 +17,7 @@ import {
   reserveProbes,
   writeOutcome,
 } from '../store/checks.ts';
+import { readClock, whyHeld } from '../store/clock.ts';
 import type { Pool } from '../store/db.ts';
 import { callsSeen } from '../store/model-calls.ts';
 import {
@@ -163,8 +164,10 @@ async function judgeAll({ pool, policy }: CheckDeps, id: number) {
       ...(suspect.length > 0 ? { suspect: suspect.slice(0, 20) } : {}),
     };
     await writeOutcome(db, id, outcome);
-    await forgetTransitions(db, policy.historyDays);
-    await forgetChecks(db, policy.historyDays);
+    if (!whyHeld(await readClock(db))) {
+      await forgetTransitions(db, policy.historyDays);
+      await forgetChecks(db, policy.historyDays);
+    }
     return outcome;
   });
 }

@@ -4,6 +4,7 @@ import { randomUUID } from 'node:crypto';
 import { cleanUp, type StalePolicy } from '../producers/stale.ts';
 import { parseData } from '../queues/define-job.ts';
 import { failStaleCalls } from '../queues/stale.ts';
+import { readClock, whyHeld } from '../store/clock.ts';
 import type { Pool } from '../store/db.ts';
 import type { CleanUp } from '../store/stale.ts';
 import type { Context } from './context.ts';
@@ -14,7 +15,13 @@ import type { Context } from './context.ts';
  * had done is done and accounted for, and each call is failed once.
  */
 export function failStaleCallsProcessor(deps: { pool: Pool; policy: StalePolicy }) {
-  return async ({ job, signal, log }: Context): Promise<CleanUp> => {
+  return async ({ job, signal, log }: Context): Promise<CleanUp | { nothing: string }> => {
+    // By a clock that is fast, calls would be failed that have only just begun.
+    const held = whyHeld(await readClock(deps.pool));
+    if (held) {
+      await job.log(`waits: ${held}`);
+      return { nothing: `failed: ${held}` };
+    }
     const { cleanup = randomUUID() } = parseData(failStaleCalls, job);
     await job.updateData({ cleanup });
     const { done, usual, rise } = await cleanUp(deps, {

@@ -25,7 +25,11 @@ export function retainCallsProcessor({ pool, queues, kept }: { pool: Pool; queue
       },
     );
     signal.throwIfAborted();
-    const { sealed, calls, callHours, detached, stats, statHours, passed, late } = done;
+    const { sealed, calls, callHours, detached, stats, statHours, passed, late, held } = done;
+    if (held) {
+      log.warn({ reason: held }, 'retention waits');
+      await job.log(`waits: ${held}`);
+    }
     await job.log(
       `${sealed} hours sealed; ${calls} calls of ${callHours} hours and ${stats} statistics of ${statHours} hours deleted`,
     );

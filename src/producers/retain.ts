@@ -2,6 +2,7 @@
 
 import type { Queues } from '../queues/redis.ts';
 import type { AuditResult } from '../store/audit.ts';
+import { readClock, whyHeld } from '../store/clock.ts';
 import type { Now, Pool } from '../store/db.ts';
 import { detachPartition, type Partition, partitionsBefore } from '../store/partitions.ts';
 import {
@@ -43,6 +44,8 @@ export interface Retained {
   late: { calls: number; hours: number; first: ({ hour: Hour } & LateCalls)[] };
   /** Nothing is left that could have been done. */
   complete: boolean;
+  /** Why PostgreSQL's clock is not trusted to delete by. Nothing was done from then on; a dry run goes on. */
+  held?: string;
 }
 
 export type Phase = 'calls' | 'statistics';
@@ -73,6 +76,8 @@ type HourOptions = Omit<RetainOptions, 'kept' | 'onProgress'>;
  * which no call is left. An hour that is not closed, not final or not right is passed over with all that it has; one that differs is asked for,
  * as the audit does.
  *
+ * By a clock that may have stepped nothing is done; it is asked again before each hour.
+ *
  * It may end between any two batches, or die in one: what is done stays done, and the next begins where it ended. Two at once
  * take turns at each hour.
  */
@@ -81,7 +86,7 @@ export async function retain(
   { kept, onProgress = async () => {}, ...options }: RetainOptions,
 ): Promise<Retained> {
   const { pool } = deps;
-  const { signal, now } = options;
+  const { signal, dryRun = false } = options;
   const done: Retained = {
     sealed: 0,
     calls: 0,
@@ -95,6 +100,20 @@ export async function retain(
     complete: false,
   };
   const emptied = new Set<Hour>();
+  const askClock = async () => {
+    const clock = await readClock(pool);
+    const held = whyHeld(clock);
+    if (held) done.held = held;
+    return clock.now;
+  };
+  const stopped = async () => {
+    if (!dryRun) await askClock();
+    return signal.aborted || (!dryRun && done.held !== undefined);
+  };
+  // What is too old is told by the very reading that was found to be trusted.
+  const read = await askClock();
+  const now = options.now ?? read;
+  if (done.held && !dryRun) return done;
   if (kept.calls !== undefined) {
     const before = await keptSince(pool, kept.calls, now);
     const hours = await hoursHeld(pool, before);
@@ -102,15 +121,15 @@ export async function retain(
     for (const { partition, hours: those } of await parts(pool, hours, before)) {
       const sealed: Hour[] = [];
       for (const hour of those) {
-        if (signal.aborted) return done;
+        if (await stopped()) return done;
         if (await sealOrPass(deps, hour, options, done)) sealed.push(hour);
         if (partition) await onProgress('calls', looked + sealed.length, hours.length);
       }
       const detached =
-        partition && sealed.length === those.length && (options.dryRun || (await detachPartition(pool, partition)));
+        partition && sealed.length === those.length && (dryRun || (await detachPartition(pool, partition)));
       if (detached) done.detached.push(partition.name);
       for (const hour of sealed) {
-        if (signal.aborted) return done;
+        if (await stopped()) return done;
         if (detached || (await removeHour(deps, hour, options, done))) emptied.add(hour);
       }
       looked += those.length;
@@ -120,7 +139,7 @@ export async function retain(
   if (kept.stats !== undefined) {
     const hours = await hoursStored(pool, await keptSince(pool, kept.stats, now));
     for (const [i, stored] of hours.entries()) {
-      if (signal.aborted) return done;
+      if (await stopped()) return done;
       await retainStats(deps, stored, emptied.has(stored.hour), options, done);
       await onProgress('statistics', i + 1, hours.length);
     }

@@ -1,7 +1,8 @@
 // Which closed hours are recounted next, and what did the audits find?
 
 import { endOf, type Hour, hourOf, startOf } from '../time/hour.ts';
-import { type Db, instant, type Now, type Pool } from './db.ts';
+import { hasEnded, isAhead } from './clock.ts';
+import { type Db, instant, type Now, type Pool, Sql } from './db.ts';
 import { recountHour } from './ledger.ts';
 import { differences } from './stats.ts';
 
@@ -15,6 +16,16 @@ export interface AuditFinding {
 }
 
 /**
+ * What is recounted: closed hours that no older transaction may still change, and that have ended. A clock that was fast may have
+ * closed others: a look opens them again.
+ */
+const isSettled = Sql.sql`(state = 'closed' and fence = 0 and "sealedAt" is null
+  and ${hasEnded(Sql.sql`hour`)} and not ${isAhead(Sql.sql`"asOf"`)})`;
+
+/** When an hour was recounted. An audit in time to come, by a clock that was fast, is no audit: the hour would be passed over until then. */
+const audited = Sql.sql`case when "auditedAt" <= statement_timestamp() then "auditedAt" end`;
+
+/**
  * The next of the closed hours, in rotation: those that an audit found wrong, those that none has seen, then whose audit is the
  * longest ago.
  *
@@ -23,7 +34,7 @@ export interface AuditFinding {
 export async function hoursToAudit(db: Db, audits: number): Promise<Hour[]> {
   const rows = await db.$queryRaw<{ hour: Date }[]>`
     with settled as (
-      select hour, "auditedAt", "auditFound" from "StatHour" where state = 'closed' and fence = 0 and "sealedAt" is null
+      select hour, ${audited} as "auditedAt", "auditFound" from "StatHour" where ${isSettled}
     )
     select hour from settled order by "auditFound" is null, "auditedAt" nulls first, hour
      limit (select ceil(count(*) / greatest(${audits}::float8, 1)) + 1 from settled)`;
@@ -47,7 +58,7 @@ export async function auditHour(pool: Pool, hour: Hour, now?: Now): Promise<Audi
   const audit = await pool.$transaction(
     async (db) => {
       const settled = await db.$queryRaw<object[]>`
-        select 1 from "StatHour" where hour = ${startOf(hour)}::timestamptz and state = 'closed' and fence = 0 and "sealedAt" is null`;
+        select 1 from "StatHour" where hour = ${startOf(hour)}::timestamptz and ${isSettled}`;
       return settled.length === 0 ? undefined : { result: await recount(db, hour) };
     },
     { isolationLevel: 'RepeatableRead' },
@@ -86,7 +97,7 @@ export async function auditStatus(
   limit: number,
 ): Promise<{ since: Date | null; last: Date | null; findings: AuditFinding[] }> {
   const [seen] = await db.$queryRaw<[{ since: Date | null; last: Date | null }]>`
-    select case when bool_and("auditedAt" is not null) then min("auditedAt") end as since, max("auditedAt") as last
+    select case when bool_and(${audited} is not null) then min("auditedAt") end as since, max(${audited}) as last
       from "StatHour" where state = 'closed' and "sealedAt" is null`;
   const rows = await db.$queryRaw<(Omit<AuditFinding, 'hour'> & { hour: Date })[]>`
     select hour, "auditedAt" as at, "auditFound" as found, state = 'closed' and "closedAt" > "auditedAt" as repaired

@@ -48,7 +48,7 @@ export async function unclosedHours(db: Db, { start, end }: Range): Promise<Uncl
 
 export interface LedgerStatus {
   now: Date;
-  /** Everything before it, in the live range, is closed; `null` before the first start. */
+  /** Everything before it, in the live range, is closed; never in the future; `null` before the first start. */
   watermark: Date | null;
   owed: number;
   /** Hours that would be owed, were their backfill not paused. */
@@ -71,8 +71,8 @@ export async function ledgerStatus(db: Db, limit: number, now?: Now): Promise<Le
        where l.state is distinct from 'closed'
     )
     select ${instant(now)} as now,
-           case when exists (select from "StatRange" where "end" is null)
-                then coalesce((select min(hour) from owed where live), (select greatest(until, start) from ended, "StatRange" where "end" is null))
+           case when exists (select from "StatRange", ended where "end" is null and start <= until)
+                then coalesce((select min(hour) from owed where live), (select until from ended))
            end as watermark,
            (select count(*)::int from owed where not held) as owed, (select count(*)::int from owed where held) as held,
            (select min(hour) from owed where not held) as "oldestOwed",

@@ -28,11 +28,35 @@ export async function coverFromNowOn(pool: Pool, now?: Now): Promise<void> {
     const [live] = await db.$queryRaw<[{ start: Date | null }]>`
       select (select start from "StatRange" where "end" is null) as start`;
     if (live.start) return;
-    const [{ start }] = await db.$queryRaw<[{ start: Date }]>`
-      select date_trunc('hour', ${instant(now)}, 'UTC') - interval '1 hour' as start`;
-    await rewrite(db, Sql.sql`were + tstzmultirange(tstzrange(${start}::timestamptz, null))`);
-    await db.$executeRaw`update "BackfillHour" set covered = true where hour >= ${start}::timestamptz and not covered`;
+    await coverFrom(db, now);
   });
+}
+
+/** Cover, in a transaction, from the hour before the present one on. */
+async function coverFrom(db: Db, now: Now): Promise<void> {
+  const [{ start }] = await db.$queryRaw<[{ start: Date }]>`
+    select date_trunc('hour', ${instant(now)}, 'UTC') - interval '1 hour' as start`;
+  await rewrite(db, Sql.sql`were + tstzmultirange(tstzrange(${start}::timestamptz, null))`);
+  await db.$executeRaw`update "BackfillHour" set covered = true where hour >= ${start}::timestamptz and not covered`;
+}
+
+/** A live range that begins at most so far in the future is mended by any clock: what that covers in vain is few empty hours. */
+const FEW_DAYS = 7;
+
+/**
+ * Let a live range that begins after the present hour begin with the hour before it: the clock was fast at the first start. If it
+ * begins far ahead, the clock that says so must be trusted: one that fell back by years would cover years.
+ *
+ * @returns where it began, if it was mended
+ */
+export async function coverPresent(pool: Pool, trusted: boolean): Promise<Date | undefined> {
+  const [late] = await pool.$queryRaw<{ start: Date }[]>`
+    select start from "StatRange"
+     where "end" is null and start > date_trunc('hour', clock_timestamp(), 'UTC')
+       and (${trusted} or start < clock_timestamp() + ${FEW_DAYS * 24}::int * interval '1 hour')`;
+  if (!late) return undefined;
+  await pool.$transaction((db) => coverFrom(db, undefined));
+  return late.start;
 }
 
 /** Until the transaction ends nobody else changes what is covered: two that did so at once could each miss the other's range. */

@@ -12,7 +12,7 @@ import { type Db, instant, type Now, Sql } from './db.ts';
  *
  * The first look waits for so many seconds, lest a clock that is set back a little lets somebody write "before the end" after it.
  */
-const CLOCK_STEP_SECONDS = 5;
+export const CLOCK_STEP_SECONDS = 5;
 
 /** Whether an hour's end is past, and the seconds by which the clock may be set back. */
 export const lookable = (hour: Sql.Sql, now: Now) =>

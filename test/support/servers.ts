@@ -16,8 +16,13 @@ export type Server = 'postgres' | 'redis';
  * @param name of its directory: no two tests that run at once may share one
  */
 export async function ownServers(name: string, ...which: Server[]) {
+  return ownServersIn({}, name, ...which);
+}
+
+/** The same, with an environment that adds to PostgreSQL's own. */
+export async function ownServersIn(environment: Record<string, string>, name: string, ...which: Server[]) {
   const dir = path.join(localOwn, name);
-  const wanted = { dir, postgres: which.includes('postgres'), redis: which.includes('redis') };
+  const wanted = { dir, postgres: which.includes('postgres'), redis: which.includes('redis'), environment };
   const { databaseUrl, redisUrl, release } = await startServers({ ...wanted, throwAway: true });
   if (wanted.postgres) await migrate(databaseUrl, migrations);
   const signal = (server: Server, name: NodeJS.Signals): number => {
