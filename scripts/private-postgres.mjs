@@ -49,7 +49,8 @@ function statusLines(home) {
 
 /**
  * Starts the server, or joins it if it runs; resolves when it answers. `home` holds its data, `database` is made with them.
- * Without the password of existing data (somebody deleted servers.json) they get the new one. `environment` adds to the server's own.
+ * Without the password of existing data (somebody deleted servers.json) they get the new one.
+ * `environment` adds to the server's own environment.
  */
 export async function startPostgres({ home, port, password, passwordIsNew, database, throwAway, environment = {} }) {
   if (passwordIsNew || statusLines(home)[7]?.startsWith('stopping')) await stopPostgres(home);

@@ -138,10 +138,10 @@ export async function startWorker(
     await ensure();
     await deriveWaiting(pool, AbortSignal.any([stopping.signal, AbortSignal.timeout(MODELS_MS)]));
   };
-  /** Each process for itself, and without Redis: only its own clock tells it that PostgreSQL's has stepped. */
+  /** In each process, and without Redis: a process compares PostgreSQL's clock with its own. */
   const watchClock = async () => {
     const { now, trusted } = await lookAtClock();
-    // It started by a clock that was fast, and would have the word over later deploys until then.
+    // The clock was fast when this process started: later deploys of its version would have no say until then.
     if (trusted && deploy.startedAt > now) deploy = await deployOf(pool, version);
   };
   ensuring = repeat(ENSURE_MS, stopping.signal, async () => {

@@ -1,4 +1,4 @@
-// PostgreSQL's clock steps, fast and back or slow and back: every figure ends exact, and nothing is deleted by a clock that is wrong.
+// PostgreSQL's clock steps and comes back: every figure ends exact, and nothing is deleted by a clock that is wrong.
 
 import { afterAll, beforeAll, describe, expect, test } from 'vitest';
 import { clockWatch, stepBetween } from '../src/producers/clock.ts';
@@ -40,7 +40,7 @@ describe.skipIf(faketime.missing !== undefined)(`a clock that is moved${aloud}`,
     return Object.assign(hourhand, { look, pass });
   }
 
-  test('seventy minutes fast, then right: hours that had not ended run again, and nothing was sealed or deleted', async () => {
+  test('seventy minutes fast, then right: hours that had not ended run again, and nothing is deleted', async () => {
     server.set('2026-12-10T13:20:00Z');
     await using hourhand = await started();
     const [old, running] = [h('2026-12-08T13'), h('2026-12-10T13')];
@@ -159,12 +159,17 @@ describe('a look at the clock', () => {
     const { pool } = hourhand;
     await pool.$executeRaw`
       with running as (select date_trunc('hour', clock_timestamp(), 'UTC') as hour)
-      insert into "StatHour" (hour, state, run, wanted, reason, "closedAt", "asOf", fence, error, "nextAttemptAt", "partialSince")
-      select running.hour + ahead * interval '1 hour', state::"HourState", 3, 3, 'tick', clock_timestamp(), clock_timestamp() + as_of::interval,
-             fence, case when state = 'partial' then 'x' end, clock_timestamp() + wait::interval, clock_timestamp() + wait::interval
-        from running, (values (0, 'closed', '0', 0, null), (1, 'running', '0', 0, null), (2, 'partial', '0', 7, '1 hour'),
+      insert into "StatHour" (hour, state, run, wanted, reason, "closedAt", "asOf", fence, error, "nextAttemptAt",
+                              "partialSince")
+      select running.hour + ahead * interval '1 hour', state::"HourState", 3, 3, 'tick', clock_timestamp(),
+             clock_timestamp() + as_of::interval, fence,
+             case when state = 'partial' then 'x' end, clock_timestamp() + wait::interval,
+             clock_timestamp() + wait::interval
+        from running, (values (0, 'closed', '0', 0, null), (1, 'running', '0', 0, null),
+                              (2, 'partial', '0', 7, '1 hour'),
                               (-3, 'closed', '1 hour', 0, null), (-4, 'partial', '0', 0, '100 days'),
-                              (-5, 'closed', '0', 0, null), (-6, 'partial', '0', 0, '30 minutes')) as t(ahead, state, as_of, fence, wait)`;
+                              (-5, 'closed', '0', 0, null), (-6, 'partial', '0', 0, '30 minutes'))
+                     as t(ahead, state, as_of, fence, wait)`;
     const kept = await hoursWith(hourhand);
     await clockWatch({ ...hourhand, backOffMaxSeconds: 3_600 })();
     expect(await hoursWith(hourhand)).toEqual([
@@ -183,33 +188,37 @@ describe('a look at the clock', () => {
   test('takes the seal from hours that were sealed in time to come, if all their calls are still there', async () => {
     await using hourhand = await startHourhand();
     const { pool } = hourhand;
-    const [whole, archived] = [h('2026-08-20T13'), h('2026-08-20T14')];
+    const [whole, archived, forgotten] = [h('2026-08-20T13'), h('2026-08-20T14'), h('2026-08-20T15')];
     await hourhand.record(
-      ...['13', '14'].map((hour) => ({ user: 'ada', id: hour, at: `2026-08-20T${hour}:10:00Z` })),
+      ...['13', '14', '15'].map((hour) => ({ user: 'ada', id: hour, at: `2026-08-20T${hour}:10:00Z` })),
     );
     await hourhand.work();
-    await hourhand.backfill(whole, archived);
-    await hourhand.reaches(whole, 'closed');
-    await hourhand.reaches(archived, 'closed');
+    await hourhand.backfill(whole, forgotten);
+    for (const hour of [whole, archived, forgotten]) await hourhand.reaches(hour, 'closed');
     await pool.$executeRaw`
       update "StatHour" set "sealedAt" = clock_timestamp() + interval '24 hours' where hour < '2026-08-21Z'`;
-    await pool.$executeRaw`delete from "ModelCall" where id = '14'`;
-    await hourhand.record({ user: 'bob', at: '2026-08-20T13:20:00Z' });
+    await pool.$executeRaw`delete from "ModelCall" where id in ('14', '15')`;
+    await pool.$executeRaw`delete from "ModelCallStat" where "timestamp" = ${startOf(forgotten)}`;
+    // Of the archived hour there are as many calls as before, but not ada's.
+    await hourhand.record(...['13', '14'].map((hour) => ({ user: 'bob', at: `2026-08-20T${hour}:20:00Z` })));
     await clockWatch({ ...hourhand, backOffMaxSeconds: 3_600 })();
     await hourhand.tick();
     await becomesFinal(hourhand, whole, 2);
-    expect(await pool.statHour.findMany({ where: { sealedAt: { not: null } } })).toMatchObject([
+    const sealed = { where: { sealedAt: { not: null } }, orderBy: { hour: 'asc' } } as const;
+    expect(await pool.statHour.findMany(sealed)).toMatchObject([
       { hour: startOf(archived), calls: 1n },
+      { hour: startOf(forgotten), calls: 1n },
     ]);
     expect((await hourhand.stat('ada', archived))?.totalCalls).toBe('1');
   });
 
-  test('brings to the present what schedulers, alarms, probes and the audit would wait for, and a live range to come', async () => {
+  test('brings to the present what schedulers, alarms, probes, audit and live range would wait for', async () => {
     await using hourhand = await startHourhand();
     const { pool } = hourhand;
     await pool.$executeRaw`
       insert into "StatSchedule" (id, pattern, version, "startedAt", "firesSince", "lastAt")
-      values ('model.call.stats', '0 0 * * * *', '0.7.0', now() + interval '99 days', now() + interval '99 days', null)`;
+      values ('model.call.stats', '0 0 * * * *', '0.7.0', now() + interval '99 days', now() + interval '99 days',
+              null)`;
     await pool.$executeRaw`
       insert into "Alarm" (kind, subject, since, detail, "raisedAt", "tellAfter")
       values ('tick-missed', 'x', now(), '', now(), now() + interval '99 days')`;
@@ -225,7 +234,8 @@ describe('a look at the clock', () => {
       insert into "StatRange" (start) values (date_trunc('hour', now(), 'UTC') + interval '70 hours')`;
     await pool.$executeRaw`
       insert into "StatHour" (hour, state, run, reason, "closedAt", fence, "auditedAt")
-      select '2026-08-20Z'::timestamptz + n * interval '1 hour', 'closed', 1, 'tick', now(), 0, now() + (n - 1) * interval '99 days'
+      select '2026-08-20Z'::timestamptz + n * interval '1 hour', 'closed', 1, 'tick', now(), 0,
+             now() + (n - 1) * interval '99 days'
         from generate_series(0, 2) as n`;
     expect((await ledgerStatus(pool, 0)).watermark).toBeNull();
     await clockWatch({ ...hourhand, backOffMaxSeconds: 3_600 })();
@@ -244,27 +254,28 @@ describe('a look at the clock', () => {
     expect(await hoursToAudit(pool, 1)).toEqual(['2026-08-20T02', '2026-08-20T00', '2026-08-20T01']);
   });
 
-  test('is over 15 minutes after a step, if it agrees with the last; until then retention says why it waits', async () => {
+  test('ends a step after 15 minutes if it agrees with the last; before, retention says why it waits', async () => {
     await using hourhand = await startHourhand();
     const { pool } = hourhand;
     const look = clockWatch({ ...hourhand, backOffMaxSeconds: 3_600 });
     expect(await look()).toMatchObject({ trusted: true });
     const stepped = (minutesAgo: number) =>
       pool.$executeRaw`
-        update "StatClock" set "steppedAt" = clock_timestamp() - ${minutesAgo}::int * interval '1 minute', step = 4200`;
+        update "StatClock"
+           set "steppedAt" = clock_timestamp() - ${minutesAgo}::int * interval '1 minute', step = 4200`;
     await stepped(14);
     expect(await look()).toMatchObject({ trusted: false });
     const held = await hourhand.run(['retain', '--calls', '2d']);
     expect(held.code).toBe(1);
     expect(held.stderr).toMatch(
-      /nothing more is sealed or deleted: PostgreSQL's clock went forward by 4200 seconds, seen at \S+Z; again from \S+Z on/,
+      /nothing more is sealed or deleted: PostgreSQL's clock went forward by 4200 seconds, seen at \S+; again from /,
     );
     await stepped(15);
-    // A process that has just started has nothing to agree with.
+    // A process that has just started has no last look.
     expect(await clockWatch({ ...hourhand, backOffMaxSeconds: 3_600 })()).toMatchObject({ trusted: false });
     expect(await look()).toMatchObject({ trusted: true });
     expect((await hourhand.run(['retain', '--calls', '2d'])).code).toBe(0);
-    // Nobody has looked for long, or somebody has looked in time to come: perhaps the clock is wrong at this moment.
+    // The last look is long ago, or in the future: the clock may be wrong at this moment.
     for (const [minutes, why] of [
       [-16, 'no worker has looked'],
       [1, 'behind the last look'],

@@ -24,7 +24,8 @@ export interface AuditPolicy {
 /**
  * Recount the next share of the closed hours from the calls. An hour that differs, which nothing that hourhand knows of explains,
  * is an error in the log and in the status, and is rolled up again, with the repair as its reason. Then seal what is old and right,
- * where the gateway takes its calls away by itself. By a clock that may have stepped nothing is sealed, and no history forgotten.
+ * where the gateway takes its calls away by itself. If the clock may have stepped, nothing is sealed, and no history
+ * forgotten.
  */
 export function auditHoursProcessor(deps: { pool: Pool; queues: Queues; policy: AuditPolicy }) {
   const { pool, policy } = deps;

@@ -16,7 +16,7 @@ import type { Context } from './context.ts';
  */
 export function failStaleCallsProcessor(deps: { pool: Pool; policy: StalePolicy }) {
   return async ({ job, signal, log }: Context): Promise<CleanUp | { nothing: string }> => {
-    // By a clock that is fast, calls would be failed that have only just begun.
+    // A fast clock would fail calls that have only just begun.
     const held = whyHeld(await readClock(deps.pool));
     if (held) {
       await job.log(`waits: ${held}`);

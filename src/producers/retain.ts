@@ -76,7 +76,7 @@ type HourOptions = Omit<RetainOptions, 'kept' | 'onProgress'>;
  * which no call is left. An hour that is not closed, not final or not right is passed over with all that it has; one that differs is asked for,
  * as the audit does.
  *
- * By a clock that may have stepped nothing is done; it is asked again before each hour.
+ * If the clock may have stepped, nothing is done. That is asked again before each hour.
  *
  * It may end between any two batches, or die in one: what is done stays done, and the next begins where it ended. Two at once
  * take turns at each hour.
@@ -110,7 +110,7 @@ export async function retain(
     if (!dryRun) await askClock();
     return signal.aborted || (!dryRun && done.held !== undefined);
   };
-  // What is too old is told by the very reading that was found to be trusted.
+  // The reading that says whether the clock is trusted also says what is too old.
   const read = await askClock();
   const now = options.now ?? read;
   if (done.held && !dryRun) return done;

@@ -15,14 +15,11 @@ export interface AuditFinding {
   readonly repaired: boolean;
 }
 
-/**
- * What is recounted: closed hours that no older transaction may still change, and that have ended. A clock that was fast may have
- * closed others: a look opens them again.
- */
+/** An hour is recounted if it is closed, has ended, and waits for no older transaction. */
 const isSettled = Sql.sql`(state = 'closed' and fence = 0 and "sealedAt" is null
   and ${hasEnded(Sql.sql`hour`)} and not ${isAhead(Sql.sql`"asOf"`)})`;
 
-/** When an hour was recounted. An audit in time to come, by a clock that was fast, is no audit: the hour would be passed over until then. */
+/** When an hour was recounted. An audit in the future, by a fast clock, does not count. */
 const audited = Sql.sql`case when "auditedAt" <= statement_timestamp() then "auditedAt" end`;
 
 /**

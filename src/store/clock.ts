@@ -1,48 +1,50 @@
-// Looks at PostgreSQL's clock: mends what a step of it left wrong, and says whether it may be trusted to delete by.
+// Looks at PostgreSQL's clock: mends what a step of it left wrong, and says whether the clock may be trusted to
+// delete by.
 
 import { type Hour, hourOf } from '../time/hour.ts';
 import { type Db, Sql } from './db.ts';
 import { CLOCK_STEP_SECONDS } from './seam.ts';
 
-/** After a step nothing is sealed or deleted for this long. Workers that do not look for this long may have missed one. */
+/**
+ * After a step nothing is sealed or deleted for this long. Without a look for this long, a step may have been missed.
+ */
 const SETTLE_MINUTES = 15;
 const SETTLE_MS = SETTLE_MINUTES * 60_000;
-/** Two clocks of one cluster, read one after the other, may differ by as much without a step. */
-const SLACK_MS = CLOCK_STEP_SECONDS * 1_000;
+/** A step back of at most this much does no harm: an hour is first looked at this long after its end. */
+export const SLACK_MS = CLOCK_STEP_SECONDS * 1_000;
 
+const settle = Sql.sql`${SETTLE_MINUTES}::int * interval '1 minute'`;
 const slack = Sql.sql`${CLOCK_STEP_SECONDS}::int * interval '1 second'`;
 
 /**
- * Whether an hour has ended by PostgreSQL's clock as it is now. An hour may be closed and not have ended: the clock was
- * fast then. Nothing about such an hour is final.
+ * Whether an hour has ended by PostgreSQL's clock as it is now. A closed hour may not have ended: the clock was fast
+ * when the hour was closed. Such an hour is not final.
  */
 export const hasEnded = (hour: Sql.Sql) => Sql.sql`(${hour} + interval '1 hour' <= statement_timestamp())`;
 
-/** Whether an hour's figures, by their `asOf`, are of a time to come: of a run that began while the clock was fast. */
-export const isAhead = (asOf: Sql.Sql) => Sql.sql`(${asOf} is not null and ${isAheadOfClock(asOf)})`;
+/** Whether a stored instant lies in the future, so that a fast clock must have written it. Never null. */
+export const isAhead = (at: Sql.Sql) => Sql.sql`(${at} is not null and ${at} > statement_timestamp() + ${slack})`;
 
-/** Whether an instant that was written down lies in the future. */
-export const isAheadOfClock = (at: Sql.Sql) => Sql.sql`(${at} > statement_timestamp() + ${slack})`;
-
-/** PostgreSQL's clock, and what the workers' looks have written down of it. */
+/** PostgreSQL's clock, and what the workers' looks have written down about it. */
 export interface ClockReading {
   readonly now: Date;
-  /** The clock at the last look of any worker; null before the first. */
+  /** The clock at the last look of any worker; null before the first look. */
   readonly lookedAt: Date | null;
-  /** When a step was noticed that is not over yet; null while the clock is trusted. */
+  /** When the step was noticed that is not over yet; null while the clock is trusted. */
   readonly steppedAt: Date | null;
-  /** Seconds of that step, negative if the clock went back; null if it is not known whether there was one. */
+  /** Seconds of that step, negative if the clock went back; null if it is not known whether the clock stepped. */
   readonly step: number | null;
 }
 
-/** Read the clock: a statement so light that its round trip bounds when it was read. */
+/** Read the clock. The statement is light, so its round trip tells closely when the clock was read. */
 export async function readClock(db: Db): Promise<ClockReading> {
   const [reading] = await db.$queryRaw<[ClockReading]>`
-    select clock_timestamp() as now, "lookedAt", "steppedAt", step from (values (1)) as one left join "StatClock" on true`;
+    select clock_timestamp() as now, "lookedAt", "steppedAt", step
+      from (values (1)) as one left join "StatClock" on true`;
   return reading;
 }
 
-/** What a worker's look made of the clock. */
+/** What a worker's look found out about the clock. */
 export interface ClockVerdict {
   /** Seconds by which the clock stepped; 0 if it did not. */
   readonly step: number;
@@ -51,8 +53,9 @@ export interface ClockVerdict {
 }
 
 /**
- * Write down a look, and what it found. A step is over once a look, 15 minutes after it was noticed or later, agrees with the
- * one before. If nobody has looked for 15 minutes, it is not known whether there was a step: the same 15 minutes begin.
+ * Write down a look, and what it found. A step is over when a look agrees with the one before it, at least 15 minutes
+ * after the step was noticed. If no worker has looked for 15 minutes, a step may have been missed: another 15 minutes
+ * begin.
  *
  * @returns what is known of the clock now
  */
@@ -72,39 +75,37 @@ export async function noteLook(db: Db, { step, agrees }: ClockVerdict): Promise<
   return reading;
 }
 
-const settle = Sql.sql`${SETTLE_MINUTES}::int * interval '1 minute'`;
-
 /**
- * Why nothing may be sealed or deleted by this clock at the moment, and until when; `undefined` if it is trusted. Before any worker
- * has ever looked, nothing speaks against it.
+ * Why nothing may be sealed or deleted by this clock at the moment, and until when; `undefined` if the clock is
+ * trusted. Before any worker has looked, nothing speaks against the clock.
  */
 export function whyHeld({ now, lookedAt, steppedAt, step }: ClockReading): string | undefined {
   if (lookedAt === null) return undefined;
-  const later = `at the earliest at ${new Date(now.getTime() + SETTLE_MS).toISOString()}, if a worker is there`;
   const ahead = lookedAt.getTime() - now.getTime();
+  const later = `again from ${after(now)} on at the earliest, if a worker is there`;
   if (ahead > SLACK_MS) {
-    return `PostgreSQL's clock is ${seconds(ahead / 1_000)} behind the last look of a worker: it stepped; again ${later}`;
+    return `PostgreSQL's clock is ${seconds(ahead / 1_000)} behind the last look of a worker: it stepped; ${later}`;
   }
   if (steppedAt !== null) {
-    const what =
-      step === null
-        ? `no worker had looked at PostgreSQL's clock for ${SETTLE_MINUTES} minutes or more until ${steppedAt.toISOString()}`
-        : saidOfStep(step, steppedAt);
-    const until = new Date(Math.min(steppedAt.getTime(), now.getTime()) + SETTLE_MS);
-    return `${what}; again from ${until.toISOString()} on, once a worker finds the clock steady`;
+    const until = after(steppedAt < now ? steppedAt : now);
+    return `${stepInWords(step, steppedAt)}; again from ${until} on, once a worker finds the clock steady`;
   }
   if (ahead < -SETTLE_MS) {
-    return (
-      `no worker has looked at PostgreSQL's clock since ${lookedAt.toISOString()}, so it may have stepped: ` +
-      `start hourhand worker; again ${later}`
-    );
+    const missed = `no worker has looked at PostgreSQL's clock since ${lookedAt.toISOString()}`;
+    return `${missed}, so it may have stepped: start hourhand worker; ${later}`;
   }
   return undefined;
 }
 
-/** A step in words. */
-export function saidOfStep(step: number, at: Date): string {
-  return `PostgreSQL's clock went ${step < 0 ? 'back' : 'forward'} by ${seconds(Math.abs(step))}, seen at ${at.toISOString()}`;
+const after = (at: Date) => new Date(at.getTime() + SETTLE_MS).toISOString();
+
+/** @param step its seconds; null if it is only known that no worker had looked */
+export function stepInWords(step: number | null, at: Date): string {
+  if (step === null) {
+    return `no worker had looked at PostgreSQL's clock for ${SETTLE_MINUTES} minutes until ${at.toISOString()}`;
+  }
+  const direction = step < 0 ? 'back' : 'forward';
+  return `PostgreSQL's clock went ${direction} by ${seconds(Math.abs(step))}, seen at ${at.toISOString()}`;
 }
 
 const seconds = (count: number) => `${Math.round(count)} seconds`;
@@ -118,39 +119,33 @@ export interface Suspect {
 }
 
 /**
- * Open the hours again that a clock which was fast closed too early, in one statement: unsealed hours that have not ended, or whose
- * figures are of a time to come; after a step, those that are suspect too. A partial hour whose back-off lies further ahead than any
- * back-off is long need not wait for it either.
+ * Open the unsealed hours again that a fast clock closed too early, in one statement: those that have not ended,
+ * those whose figures are of a time to come, and those that a step makes suspect. (`requestHours` refuses hours to
+ * come.)
  *
- * The fence goes with it: calls that were written without a mark since then have transaction ids above it. (`requestHours` will
- * not do, which refuses hours to come.) An hour whose run is under way goes round again; one that was not closed keeps its request.
- * Their rows are waited for, in the order of their hours: whoever holds one may be closing it by the clock as it was.
+ * The fence goes: calls that were written without a mark since then have transaction ids above it. An hour that is
+ * running goes round again. An hour that is open or partial keeps its request, and loses its fence and its back-off.
+ * So does a partial hour whose back-off ends later than any back-off may.
  *
- * @returns those that were closed or running
+ * The statement waits for locked rows, in the order of their hours: their holder may be closing an hour by the old
+ * clock. (`statement_timestamp()`, because the planner can estimate by it, and cannot by `clock_timestamp()`.)
+ *
+ * @returns the hours that were closed or running
  */
-export async function reopenEarly(
-  db: Db,
-  backOffMaxSeconds: number,
-  suspect?: Suspect,
-): Promise<{ hour: Hour; ended: boolean }[]> {
-  const { closedSince = null, endedSince = null } = suspect ?? {};
-  const rows = await db.$queryRaw<{ hour: Date; again: boolean; ended: boolean }[]>`
-    with clock as materialized (select clock_timestamp() as now),
-    early as (
+export async function reopenEarly(db: Db, backOffMaxSeconds: number, suspect?: Suspect): Promise<Hour[]> {
+  const rows = await db.$queryRaw<{ hour: Date; again: boolean }[]>`
+    with early as (
       select hour from "StatHour"
-       where hour > (select now - interval '1 hour' from clock)
-         and (state = 'closed' or (state = 'running' and wanted <= run) or fence is not null or "nextAttemptAt" is not null)
+       where hour > statement_timestamp() - interval '1 hour'
+         and (state = 'closed' or (state = 'running' and wanted <= run) or fence is not null
+              or "nextAttemptAt" is not null)
       union all
-      select hour from "StatHour"
-       where state = 'closed' and "sealedAt" is null and "asOf" > (select now + ${slack} from clock)
+      select hour from "StatHour" where state = 'closed' and "sealedAt" is null and ${isAhead(Sql.sql`"asOf"`)}
       union all
-      select hour from "StatHour" where "closedAt" >= ${closedSince}::timestamptz
-      union all
-      select hour from "StatHour" where hour > ${endedSince}::timestamptz - interval '1 hour'
-      union all
+      ${suspect ? suspectHours(suspect) : Sql.empty}
       select hour from "StatHour"
        where error is not null
-         and "nextAttemptAt" > (select now + (${backOffMaxSeconds}::int + 60) * interval '1 second' from clock)
+         and "nextAttemptAt" > statement_timestamp() + (${backOffMaxSeconds}::int + 60) * interval '1 second'
     ), locked as materialized (
       select hour, state in ('closed', 'running') as again from "StatHour"
        where hour = any(array(select hour from early)) and "sealedAt" is null
@@ -158,46 +153,54 @@ export async function reopenEarly(
     )
     update "StatHour" l
        set state = case when l.state = 'closed' then 'open' else l.state end,
-           wanted = case when ${isAnswered} then l.run + 1 else l.wanted end,
-           reason = case when ${isAnswered} then 'repair' else l.reason end,
-           "requestedBy" = case when ${isAnswered} then 'clock' else l."requestedBy" end,
-           "backfillId" = case when ${isAnswered} then null else l."backfillId" end,
+           wanted = case when again then l.run + 1 else l.wanted end,
+           reason = case when again then 'repair' else l.reason end,
+           "requestedBy" = case when again then 'clock' else l."requestedBy" end,
+           "backfillId" = case when again then null else l."backfillId" end,
            fence = null, "nextAttemptAt" = null, "auditedAt" = null
-      from locked, clock
+      from locked
      where l.hour = locked.hour
-    returning l.hour, locked.again, l.hour + interval '1 hour' <= clock.now as ended`;
-  return rows.filter(({ again }) => again).map(({ hour, ended }) => ({ hour: hourOf(hour), ended }));
+    returning l.hour, again`;
+  return rows.filter(({ again }) => again).map(({ hour }) => hourOf(hour));
 }
 
-/** Whether a run has read the hour's calls by the old clock, or reads them at this moment. */
-const isAnswered = Sql.sql`(l.state in ('closed', 'running'))`;
+const suspectHours = ({ closedSince, endedSince }: Suspect) => Sql.sql`
+  select hour from "StatHour" where "closedAt" >= ${closedSince}::timestamptz
+  union all
+  select hour from "StatHour" where hour > ${endedSince}::timestamptz - interval '1 hour'
+  union all`;
 
 /**
- * Bring to the present what a fast clock put into the future and something waits for: schedulers and their alarms, alarms that are to
- * be told, places and budgets of probes, expiry and back-off of models. Only to be done by a clock that is trusted: by one that is slow
- * all of it lies in the future.
+ * Bring to the present what a fast clock put into the future and something waits for: schedulers and their alarms,
+ * alarms that are yet to be told, places and budgets of probes, expiry and back-off of models. Only by a clock that
+ * is trusted: by a slow clock all of it lies in the future.
  *
- * @returns how many rows
+ * @returns how many rows were changed
  */
 export async function mendInstants(db: Db): Promise<number> {
   const [{ mended }] = await db.$queryRaw<[{ mended: number }]>`
     with clock as materialized (select clock_timestamp() as now, clock_timestamp() + ${slack} as ahead),
     schedules as (
-      update "StatSchedule" set ("startedAt", "firesSince", "lastAt") = row (${past('startedAt')}, ${past('firesSince')}, ${past('lastAt')})
+      update "StatSchedule"
+         set ("startedAt", "firesSince", "lastAt")
+             = row (${atMostNow('startedAt')}, ${atMostNow('firesSince')}, ${atMostNow('lastAt')})
         from clock where greatest("startedAt", "firesSince", "lastAt") > ahead returning 1
     ), alarms as (
       update "Alarm" set "tellAfter" = now from clock where "tellAfter" > ahead + interval '1 minute' returning 1
     ), partials as (
-      update "StatHour" set "partialSince" = now from clock where "partialSince" > ahead and error is not null returning 1
+      update "StatHour" set "partialSince" = now from clock
+       where "partialSince" > ahead and error is not null returning 1
     ), checks as (
       update "ModelCheck" set "startedAt" = now from clock where "startedAt" > ahead returning 1
     ), probes as (
-      update "ModelProbe" set ("startedAt", "finishedAt") = row (${past('startedAt')}, ${past('finishedAt')})
+      update "ModelProbe"
+         set ("startedAt", "finishedAt") = row (${atMostNow('startedAt')}, ${atMostNow('finishedAt')})
         from clock where greatest("startedAt", "finishedAt") > ahead returning 1
     ), statuses as (
       update "ModelStatus"
          set (since, "checkedAt", "retryAt")
-             = row (${past('since')}, ${past('checkedAt')}, case when "retryAt" <= ahead + interval '24 hours' then "retryAt" end)
+             = row (${atMostNow('since')}, ${atMostNow('checkedAt')},
+                    case when "retryAt" <= ahead + interval '24 hours' then "retryAt" end)
         from clock where greatest(since, "checkedAt", "retryAt" - interval '24 hours') > ahead returning 1
     )
     select count(*)::int as mended
@@ -206,5 +209,5 @@ export async function mendInstants(db: Db): Promise<number> {
   return mended;
 }
 
-/** A column's instant, or the present if that lies in the future; null stays null. */
-const past = (column: string) => Sql.raw(`case when "${column}" > now then now else "${column}" end`);
+/** A column's instant, or the present if the instant lies in the future; null stays null. */
+const atMostNow = (column: string) => Sql.raw(`case when "${column}" > now then now else "${column}" end`);

@@ -40,12 +40,13 @@ async function coverFrom(db: Db, now: Now): Promise<void> {
   await db.$executeRaw`update "BackfillHour" set covered = true where hour >= ${start}::timestamptz and not covered`;
 }
 
-/** A live range that begins at most so far in the future is mended by any clock: what that covers in vain is few empty hours. */
+/** A live range that begins at most so far ahead is mended by any clock: a slow one covers few hours in vain. */
 const FEW_DAYS = 7;
 
 /**
- * Let a live range that begins after the present hour begin with the hour before it: the clock was fast at the first start. If it
- * begins far ahead, the clock that says so must be trusted: one that fell back by years would cover years.
+ * If the live range begins after the present hour, let it begin with the hour before the present one: the clock was
+ * fast at the first start. If the range begins far ahead, the present clock must be trusted: one that fell back by
+ * years would cover years.
  *
  * @returns where it began, if it was mended
  */

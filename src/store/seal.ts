@@ -3,7 +3,7 @@
 import { endOf, type Hour, hourOf, ordinalOf, startOf } from '../time/hour.ts';
 import type { Range } from '../time/range.ts';
 import { type AuditResult, recordAudit, recount } from './audit.ts';
-import { isAheadOfClock } from './clock.ts';
+import { isAhead } from './clock.ts';
 import { type Db, instant, type Now, type Pool, Sql } from './db.ts';
 import { writeModels } from './hour-models.ts';
 import { recountHour } from './ledger.ts';
@@ -73,19 +73,20 @@ async function obstacle(db: Db, hour: Hour): Promise<Sealing | undefined> {
 }
 
 /** One reason, without figures: hours are counted by it. */
-const why = Sql.sql`case when state <> 'closed' then state when early then 'closed by a clock that was fast' when marked > 0 then 'users marked' when "underWay" then 'calls under way'
+const why = Sql.sql`case when state <> 'closed' then state when early then 'closed by a clock that was fast'
+  when marked > 0 then 'users marked' when "underWay" then 'calls under way'
   when older then 'older transactions' end`;
 
 /**
- * Take the seal from hours that a fast clock sealed, at a time that is still to come, and ask for them anew: calls that came since are
- * in no figure. Only if all their calls are still there. If some are gone, by retention or by the gateway's own archive, the hour stays
- * sealed: its figures could not be derived again. Each hour is looked at under the locks of all its buckets.
+ * Unseal the hours that a fast clock sealed at a time that is still to come, and ask for them anew: calls that came
+ * since are in no figure. If calls of an hour are gone, by retention or by the gateway's own archive, the hour stays
+ * sealed, because its figures could not be derived again. Each hour is looked at under the locks of all its buckets.
  *
  * @returns the hours that are open again
  */
 export async function unsealEarly(pool: Pool, limit: number): Promise<Hour[]> {
   const sealed = await pool.$queryRaw<{ hour: Date }[]>`
-    select hour from "StatHour" where ${isAheadOfClock(Sql.sql`"sealedAt"`)} and "bucketsGone" = 0
+    select hour from "StatHour" where ${isAhead(Sql.sql`"sealedAt"`)} and "bucketsGone" = 0
      order by hour limit ${limit}::int`;
   const unsealed: Hour[] = [];
   for (const hour of sealed.map((row) => hourOf(row.hour))) if (await unseal(pool, hour)) unsealed.push(hour);
@@ -100,9 +101,9 @@ async function unseal(pool: Pool, hour: Hour): Promise<boolean> {
         select "userDid", count(*) as calls from "ModelCall" where ${calledIn(hour)} group by "userDid"
       )
       update "StatHour" l
-         set "sealedAt" = null, state = 'open', wanted = run + 1, fence = null, reason = 'repair', "requestedBy" = 'clock',
-             "backfillId" = null, "nextAttemptAt" = null, "auditedAt" = null
-       where hour = ${startOf(hour)}::timestamptz and ${isAheadOfClock(Sql.sql`"sealedAt"`)} and "bucketsGone" = 0
+         set "sealedAt" = null, state = 'open', wanted = run + 1, fence = null, reason = 'repair',
+             "requestedBy" = 'clock', "backfillId" = null, "nextAttemptAt" = null, "auditedAt" = null
+       where hour = ${startOf(hour)}::timestamptz and ${isAhead(Sql.sql`"sealedAt"`)} and "bucketsGone" = 0
          and coalesce(l.calls, 0) <= (select coalesce(sum(calls), 0) from counted)
          and not exists (select from "ModelCallStat" s left join counted c using ("userDid")
                           where s."timeType" = 'hour' and s."timestamp" = ${startOf(hour)}::timestamptz

@@ -6,24 +6,28 @@ import { hasEnded, isAhead } from './clock.ts';
 import { type Db, Sql } from './db.ts';
 
 /**
- * What is known of each hour of a range, `missing` ones included: `(hour, state, revision, "asOf", sealed, marked, "underWay", older, early,
- * final)`.
+ * What is known of each hour of a range, `missing` ones included: `(hour, state, revision, "asOf", sealed, marked,
+ * "underWay", older, early, final)`.
  *
  * Final: closed, no user marked, no call under way (it may still end, or be failed as stale), and no older transaction left that may bring
  * one without a mark. A final hour is not frozen: whoever changes its calls leaves a mark, and it has another revision. A
- * sealed one is. Early: closed by a clock that was fast, before the hour's end by the clock as it is now, or with figures of a
- * time to come; such an hour is never final, sealed or not, for as long as it has not ended.
+ * sealed one is.
+ *
+ * Early: the clock was fast when the hour was closed. It has not ended, or its figures are of a time to come. Such an
+ * hour is not final.
  */
 export function standingsOf({ start, end }: Range): Sql.Sql {
   return Sql.sql`
-    select known.*, state = 'closed' and not early and (sealed or (marked = 0 and not "underWay" and not older)) as final
+    select known.*,
+           state = 'closed' and not early and (sealed or (marked = 0 and not "underWay" and not older)) as final
       from (select hour, coalesce(l.state::text, 'missing') as state, coalesce(l.revision, 0) as revision, l."asOf",
                    l."sealedAt" is not null as sealed,
                    (select count(distinct m."userDid")::int from "StatMark" m where m.hour = hour.hour) as marked,
                    exists (select from "ModelCall" where status = 'processing' and "callTime" >= hour and "callTime" < hour + interval '1 hour'
                            offset 0) as "underWay",
                    l.fence is distinct from 0 as older,
-                   not ${hasEnded(Sql.sql`hour.hour`)} or (l."sealedAt" is null and ${isAhead(Sql.sql`l."asOf"`)}) as early
+                   not ${hasEnded(Sql.sql`hour.hour`)} or (l."sealedAt" is null and ${isAhead(Sql.sql`l."asOf"`)})
+                     as early
               from generate_series(${start}::timestamptz, ${end}::timestamptz - interval '1 hour', interval '1 hour') as hour(hour)
                    left join "StatHour" l using (hour)) as known`;
 }

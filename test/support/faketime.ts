@@ -1,4 +1,4 @@
-// A PostgreSQL whose clock a test sets, while all other processes keep the true one: by libfaketime, a package of Debian's.
+// Starts a PostgreSQL whose clock a test can move, while all other processes keep the true one: by libfaketime.
 
 import { spawnSync } from 'node:child_process';
 import { randomBytes } from 'node:crypto';
