@@ -11,7 +11,7 @@ import { standingOf } from '../src/store/standing.ts';
 import { openWarnings } from '../src/store/warnings.ts';
 import { endOf, type Hour, startOf } from '../src/time/hour.ts';
 import { findFaketime, startPostgresWithClock } from './support/faketime.ts';
-import { audited, type Hourhand, h, startHourhand, until } from './support/hourhand.ts';
+import { audited, type Hourhand, h, startHourhand, threeHours, until } from './support/hourhand.ts';
 
 const faketime = findFaketime();
 const aloud = faketime.missing === undefined ? '' : ` (skipped: ${faketime.missing})`;
@@ -286,6 +286,31 @@ describe('a look at the clock', () => {
       expect(await clockWatch({ ...hourhand, backOffMaxSeconds: 3_600 })()).toMatchObject({ trusted: false });
       await pool.$executeRaw`update "StatClock" set "steppedAt" = null, step = null`;
     }
+  });
+
+  test('keeps the audit from sealing, and the clean-up from failing calls, while a step is not over', async () => {
+    await using hourhand = await threeHours({ AUDIT_WITHIN_DAYS: '1', CALLS_KEPT_DAYS: '2' });
+    const { pool, queues } = hourhand;
+    await hourhand.record({ user: 'ada', at: '2026-08-20T16:10:00Z', status: 'processing' });
+    await pool.$executeRaw`
+      insert into "OperatorAction" (at, who, what, "from") values ('2020-01-01Z', 'ada', 'pause', 'page')`;
+    await pool.$executeRaw`update "StatClock" set "steppedAt" = clock_timestamp(), step = 86400`;
+    const cleanedUp = async () => {
+      const before = await queues.stale.getCompletedCount();
+      await queues.staleTicks.add('tick', {});
+      await until(
+        () => queues.stale.getCompletedCount(),
+        (n) => n === before + 1,
+      );
+      return pool.modelCall.count({ where: { status: 'failed' } });
+    };
+    expect((await audited(hourhand)).returnvalue).toMatchObject({ audited: expect.any(Number), sealed: 0 });
+    expect(await cleanedUp()).toBe(0);
+    expect(await pool.operatorAction.count()).toBe(1);
+    await pool.$executeRaw`update "StatClock" set "steppedAt" = null, step = null`;
+    expect((await audited(hourhand)).returnvalue).toMatchObject({ sealed: 3 });
+    expect(await cleanedUp()).toBe(1);
+    expect(await pool.operatorAction.count()).toBe(0);
   });
 
   test('takes no slow answer for a step, and the smallest step that the answers leave room for', () => {
