@@ -59,7 +59,10 @@ describe.skipIf(faketime.missing !== undefined)(`a clock that is moved${aloud}`,
     });
     await hourhand.look();
     await becomesFinal(hourhand, running, 1);
-    expect(await retained(hourhand)).toMatchObject({ calls: 0, held: expect.stringContaining('forward by 4200 s') });
+    expect(await retained(hourhand)).toMatchObject({
+      calls: 0,
+      held: expect.stringMatching(/forward by 4[12]\d\d s/),
+    });
     await worker.stop();
 
     server.step(-70);
@@ -75,9 +78,9 @@ describe.skipIf(faketime.missing !== undefined)(`a clock that is moved${aloud}`,
     expect(await hourhand.look()).toMatchObject({ trusted: false });
     expect(await hourhand.state(running)).toBe('open');
     expect(await openWarnings(hourhand.pool)).toMatchObject([
-      { kind: 'clock', detail: expect.stringContaining('went back by 4200 seconds') },
+      { kind: 'clock', detail: expect.stringMatching(/went back by 4[12]\d\d seconds/) },
     ]);
-    expect(await retained(hourhand)).toMatchObject({ calls: 0, held: expect.stringContaining('back by 4200 s') });
+    expect(await retained(hourhand)).toMatchObject({ calls: 0, held: expect.stringMatching(/back by 4[12]\d\d s/) });
     expect(await hourhand.pool.modelCall.count()).toBe(3);
 
     hourhand.pass(41);
