@@ -6,7 +6,7 @@ import { type ChangeLine, changeLines } from '../store/changes.ts';
 import type { Range } from '../time/range.ts';
 import { jsonArray, type Writer, writeBatches } from './write.ts';
 
-/** Written batch by batch, as fast as it is read. */
+/** Written batch by batch, as fast as it is read. No call is read, so that the table of calls needs no lock. */
 export async function changes({ pool }: Connections, range: Range, format: 'json' | 'table'): Promise<number> {
   await pool.$transaction((db) => writeBatches(writers[format](), changeLines(db, range)), {
     isolationLevel: 'RepeatableRead',

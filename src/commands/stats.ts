@@ -3,6 +3,7 @@
 import Table from 'cli-table3';
 import { stringify } from 'csv-stringify/sync';
 import type { Connections } from '../connections.ts';
+import { inOneSnapshot } from '../store/db.ts';
 import { standingOf } from '../store/standing.ts';
 import { type StatLine, statLines } from '../store/stats.ts';
 import { type Range, spell } from '../time/range.ts';
@@ -40,14 +41,11 @@ export async function stats(
 ): Promise<number> {
   const columns = format === 'csv' ? figures : [...figures, ...standing];
   const shown = columns.filter(([key]) => key !== 'type' || by === 'type');
-  const found = await pool.$transaction(
-    async (db) => {
-      const lines = statLines(db, range, { by, ...(zeros ? { zerosDays: policy.windowDays } : {}) });
-      await writeBatches(writers[format](shown), lines);
-      return standingOf(db, range);
-    },
-    { isolationLevel: 'RepeatableRead' },
-  );
+  const found = await inOneSnapshot(pool, async (db) => {
+    const lines = statLines(db, range, { by, ...(zeros ? { zerosDays: policy.windowDays } : {}) });
+    await writeBatches(writers[format](shown), lines);
+    return standingOf(db, range);
+  });
   const since = found.asOf ? ` as of ${found.asOf.toISOString()}` : '';
   say(`${spell(range)}: ${found.final} hours final${since}, ${found.provisional} provisional`);
   for (const { hour, why } of found.reasons) say(`${hour} provisional: ${why}`);

@@ -1,6 +1,7 @@
 // hourhand verify: recount from the calls, and list what does not agree.
 
 import type { Connections } from '../connections.ts';
+import { inOneSnapshot } from '../store/db.ts';
 import { repeatedIds } from '../store/partitions.ts';
 import { unclosedHours } from '../store/progress.ts';
 import { differences } from '../store/stats.ts';
@@ -14,32 +15,29 @@ export async function verify(connections: Connections, asked: Range): Promise<nu
   const range = await endedPart(connections, asked);
   if (!range) return 1;
   let [differing, open, sealed, repeated] = [0, 0, 0, 0];
-  await connections.pool.$transaction(
-    async (db) => {
-      for (const { hour, state, error, sealed: isSealed, late } of await unclosedHours(db, range)) {
-        if (isSealed) sealed += 1;
-        else open += 1;
-        process.stdout.write(
-          isSealed
-            ? `${hour} sealed${late > 0 ? `; ${late} late calls, not applied` : ''}\n`
-            : `${hour} ${state}${error ? `: ${error}` : ''}\n`,
-        );
+  await inOneSnapshot(connections.pool, async (db) => {
+    for (const { hour, state, error, sealed: isSealed, late } of await unclosedHours(db, range)) {
+      if (isSealed) sealed += 1;
+      else open += 1;
+      process.stdout.write(
+        isSealed
+          ? `${hour} sealed${late > 0 ? `; ${late} late calls, not applied` : ''}\n`
+          : `${hour} ${state}${error ? `: ${error}` : ''}\n`,
+      );
+    }
+    for await (const batch of differences(db, range)) {
+      differing += batch.length;
+      for (const { hour, userDid, differing: figures, pending } of batch) {
+        process.stdout.write(`${hourOf(hour)} ${userDid} ${pending ? 'pending ' : ''}${figures.join('; ')}\n`);
       }
-      for await (const batch of differences(db, range)) {
-        differing += batch.length;
-        for (const { hour, userDid, differing: figures, pending } of batch) {
-          process.stdout.write(`${hourOf(hour)} ${userDid} ${pending ? 'pending ' : ''}${figures.join('; ')}\n`);
-        }
+    }
+    for await (const batch of repeatedIds(db, range)) {
+      repeated += batch.length;
+      for (const { id, times } of batch) {
+        process.stdout.write(`repeated id ${id}: ${times.map((time) => time.toISOString()).join(', ')}\n`);
       }
-      for await (const batch of repeatedIds(db, range)) {
-        repeated += batch.length;
-        for (const { id, times } of batch) {
-          process.stdout.write(`repeated id ${id}: ${times.map((time) => time.toISOString()).join(', ')}\n`);
-        }
-      }
-    },
-    { isolationLevel: 'RepeatableRead' },
-  );
+    }
+  });
   const verified = hoursIn(range) - open - sealed;
   const ids = repeated > 0 ? `; ${repeated} ids are those of several calls` : '';
   say(

@@ -2,7 +2,7 @@
 
 import { endOf, type Hour, hourOf, startOf } from '../time/hour.ts';
 import { hasEnded, isAhead } from './clock.ts';
-import { type Db, instant, type Now, type Pool, Sql } from './db.ts';
+import { type Db, inOneSnapshot, instant, type Now, type Pool, Sql } from './db.ts';
 import { recountHour } from './ledger.ts';
 import { differences } from './stats.ts';
 
@@ -52,14 +52,11 @@ const NAMED = 5;
  * @returns what differs; `undefined` where nothing does, or where the hour is closed and settled no more
  */
 export async function auditHour(pool: Pool, hour: Hour, now?: Now): Promise<AuditResult | undefined> {
-  const audit = await pool.$transaction(
-    async (db) => {
-      const settled = await db.$queryRaw<object[]>`
-        select 1 from "StatHour" where hour = ${startOf(hour)}::timestamptz and ${isSettled}`;
-      return settled.length === 0 ? undefined : { result: await recount(db, hour) };
-    },
-    { isolationLevel: 'RepeatableRead' },
-  );
+  const audit = await inOneSnapshot(pool, async (db) => {
+    const settled = await db.$queryRaw<object[]>`
+      select 1 from "StatHour" where hour = ${startOf(hour)}::timestamptz and ${isSettled}`;
+    return settled.length === 0 ? undefined : { result: await recount(db, hour) };
+  });
   if (audit) await recordAudit(pool, hour, audit.result, now);
   // Whoever rolled users up again may have died before the ledger was told.
   if (audit) await pool.$transaction((db) => recountHour(db, hour, null));

@@ -50,6 +50,23 @@ export function openPool(
 }
 
 /**
+ * A transaction whose statements all see one instant, and which may read calls.
+ *
+ * A lock takes no snapshot, so the table is locked before the snapshot is taken. Taken later, a partition could be
+ * made in between: the snapshot would still see its calls in the default partition, where no statement looks for them
+ * any more. The lock is that of any reader; it needs the right to SELECT, and works on a standby too.
+ */
+export async function inOneSnapshot<T>(pool: Pool, work: (db: Db) => Promise<T>): Promise<T> {
+  return pool.$transaction(
+    async (db) => {
+      await db.$executeRaw`lock table only "ModelCall" in access share mode`;
+      return work(db);
+    },
+    { isolationLevel: 'RepeatableRead' },
+  );
+}
+
+/**
  * `now` of a statement: Postgres' clock, or the instant that a test gives.
  * No process asks its own clock what is owed (worker clocks differ by minutes).
  */

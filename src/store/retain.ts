@@ -1,7 +1,7 @@
 // Which calls and statistics have been kept long enough, and may go?
 
 import { type Hour, hourOf, startOf } from '../time/hour.ts';
-import { type Db, instant, type Now, type Pool, Sql, sqlState } from './db.ts';
+import { type Db, inOneSnapshot, instant, type Now, type Pool, Sql, sqlState } from './db.ts';
 import { columns, counted, figures, figuresOf } from './figures.ts';
 import { BUCKETS, bucket, calledIn, callHour, type Scope, usersIn } from './scope.ts';
 
@@ -132,7 +132,7 @@ async function deleteCounted(db: Db, scope: Scope): Promise<Removal> {
 async function serialized<T>(pool: Pool, work: (db: Db) => Promise<T>): Promise<T> {
   for (let attempt = 1; ; attempt += 1) {
     try {
-      return await pool.$transaction(work, { isolationLevel: 'RepeatableRead' });
+      return await inOneSnapshot(pool, work);
     } catch (error) {
       if (sqlState(error) !== '40001' || attempt === 10) throw error;
     }
