@@ -172,21 +172,14 @@ export function checkWorkers(
   ];
 }
 
-/** Makes the partitions that are missing, and says so; what it cannot make it says once. */
-function partitionKeeper({ pool, log }: Connections): () => Promise<void> {
-  const said = new Set<string>();
+/** Makes the partitions that are missing, and says so. What it cannot make is said once by all processes together. */
+function partitionKeeper({ config, pool, redis, log }: Connections): () => Promise<void> {
+  const mayLock = () => takesTurn(redis, config.REDIS_PREFIX, 'partition', 10 * MINUTE_MS);
   return async () => {
-    const { created, stuck, checkDropped } = await keepPartitions(pool);
+    const { created, raised, ended, checkDropped } = await keepPartitions(pool, { mayLock });
     if (checkDropped) log.warn('the check of a partitioning that did not end is taken away');
     for (const { start, moved } of created) log.info({ partition: nameOf(start), moved }, 'partition created');
-    for (const { start } of stuck) {
-      const partition = nameOf(start);
-      if (said.has(partition)) continue;
-      said.add(partition);
-      log.error(
-        { partition },
-        'the default partition holds too many calls of a period: see docs/scaling.md, "Partitions"',
-      );
-    }
+    for (const { subject, detail, remedy } of raised) log.warn({ partition: subject, remedy }, detail);
+    for (const { subject } of ended) log.info({ partition: subject }, 'warning ended');
   };
 }

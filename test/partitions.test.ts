@@ -4,8 +4,10 @@ import { describe, expect, test } from 'vitest';
 import { keepPartitions } from '../src/producers/partitions.ts';
 import { retain } from '../src/producers/retain.ts';
 import { Sql } from '../src/store/db.ts';
-import { detachPartition, layoutOf, partitionsBefore, SPAN_CHECK } from '../src/store/partitions.ts';
+import { detachPartition } from '../src/store/partition-changes.ts';
+import { layoutOf, partitionsBefore, SPAN_CHECK } from '../src/store/partitions.ts';
 import { failBatch } from '../src/store/stale.ts';
+import { openWarnings } from '../src/store/warnings.ts';
 import { connected, openWriter } from './support/gateway.ts';
 import {
   ended,
@@ -227,7 +229,7 @@ describe('an id', () => {
 });
 
 describe('partitions', () => {
-  test('are made ahead, once, by however many processes look at once, and while the gateway writes', async () => {
+  test('are made ahead, once, by many processes at once, as soon as no transaction holds the table', async () => {
     await using hourhand = await startHourhand();
     await inPartitions(hourhand, { ahead: 3 });
     expect(await layoutOf(hourhand.pool, ASKED)).toMatchObject({
@@ -239,13 +241,22 @@ describe('partitions', () => {
     await using gateway = await openWriter(hourhand);
     await gateway.record({ user: 'ada', at: '2026-08-21T13:10:00Z' });
     const now = day('20');
-    const looks = await Promise.all(Array.from({ length: 4 }, () => keepPartitions(hourhand.pool, now)));
+    const early = await keepPartitions(hourhand.pool, { now });
+    expect(early).toMatchObject({ created: [], waiting: [{ start: day('22') }, { start: day('23') }] });
+    await gateway.query('commit');
+    const looks = await Promise.all(Array.from({ length: 4 }, () => keepPartitions(hourhand.pool, { now })));
     const created = looks.flatMap((look) => look.created.map(({ start }) => start.getTime())).sort();
     expect(created).toEqual([day('22').getTime(), day('23').getTime()]);
-    await gateway.record({ user: 'ada', at: '2026-08-23T13:10:00Z' });
-    await gateway.query('commit');
+    await hourhand.record({ user: 'ada', at: '2026-08-23T13:10:00Z' });
     expect(await tables(hourhand)).toEqual({ 20260821: 1, 20260823: 1 });
-    expect(await keepPartitions(hourhand.pool, now)).toEqual({ created: [], stuck: [], checkDropped: false });
+    expect(await keepPartitions(hourhand.pool, { now })).toEqual({
+      created: [],
+      stuck: [],
+      waiting: [],
+      checkDropped: false,
+      raised: [],
+      ended: [],
+    });
     const { indexes, triggers } = await shapeOf(hourhand, 'ModelCall');
     const made = await shapeOf(hourhand, 'ModelCall_20260823');
     expect([made.indexes.length, made.triggers]).toEqual([indexes.length, triggers]);
@@ -274,19 +285,25 @@ describe('partitions', () => {
     expect(hourhand.logged.filter(({ msg }) => msg === 'partition created')).toHaveLength(3);
   });
 
-  test('are not made over many calls of the default partition: the log says it once, and names them', async () => {
+  test('are not made over many calls of the default partition: a warning stands until those are gone', async () => {
     await using hourhand = await startHourhand();
     await inPartitions(hourhand, { ahead: 1 });
     await hourhand.silently(Sql.sql`
       insert into "ModelCall" (id, "userDid", "providerId", model, type, "callTime")
-      select 'b' || i, 'u' || i % 50, 'p', 'm', 'custom', timestamptz '2026-08-20T10:00Z' from generate_series(1, 10001) i`);
-    const kept = await keepPartitions(hourhand.pool, day('19'));
-    expect(kept).toMatchObject({ created: [], stuck: [{ start: day('20') }] });
+      select 'b' || i, 'u' || i % 50, 'p', 'm', 'custom', timestamptz '2026-08-20T10:00Z'
+        from generate_series(1, 2001) i`);
+    const kept = await keepPartitions(hourhand.pool, { now: day('19') });
+    expect(kept).toMatchObject({ created: [], stuck: [{ start: day('20') }], raised: [{ kind: 'partitions' }] });
+    expect(await openWarnings(hourhand.pool)).toMatchObject([
+      { subject: 'ModelCall_20260820', detail: expect.stringContaining('more than 2000 calls') },
+    ]);
     await hourhand.silently(Sql.sql`delete from "ModelCall" where id = 'b1'`);
-    expect(await keepPartitions(hourhand.pool, day('19'))).toMatchObject({
-      created: [{ start: day('20'), moved: 10_000 }],
+    expect(await keepPartitions(hourhand.pool, { now: day('19') })).toMatchObject({
+      created: [{ start: day('20'), moved: 2_000 }],
+      ended: [{ subject: 'ModelCall_20260820' }],
     });
-    expect(await tables(hourhand)).toEqual({ 20260820: 10_000 });
+    expect(await tables(hourhand)).toEqual({ 20260820: 2_000 });
+    expect(await openWarnings(hourhand.pool)).toEqual([]);
   });
 
   test('are detached by a retention once all their hours are sealed, and stay as tables; the statistics stay too', async () => {
@@ -315,9 +332,9 @@ describe('partitions', () => {
     const retaining = retain({ pool, queues }, options);
     await until(
       () => pool.$queryRaw<object[]>`
-        select 1 from pg_locks where mode = 'AccessExclusiveLock' and not granted and locktype = 'relation'
-           and database = (select oid from pg_database where datname = current_database())`,
-      (waiting) => waiting.length > 0,
+        select 1 from pg_stat_activity
+         where datname = current_database() and query like '%pg_locks%' and pid <> pg_backend_pid()`,
+      (looks) => looks.length > 0,
     );
     await gateway.query('rollback');
     expect(await retaining).toMatchObject({ detached: names, calls: 30, late: { calls: 0 }, passed: {} });

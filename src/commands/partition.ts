@@ -31,8 +31,9 @@ export async function partition({ config, pool }: Connections, { plan, dryRun }:
       return 0;
     }
     say(`done; writers waited for ${waited} ms`);
-    const { created } = await keepPartitions(pool);
+    const { created, waiting } = await keepPartitions(pool);
     for (const { start } of created) say(`${nameOf(start)} created`);
+    if (waiting.length > 0) say(`ModelCall is in use: the workers make the other ${waiting.length} partitions`);
     return 0;
   } catch (error) {
     if (!(error instanceof PartitionRefused)) throw error;

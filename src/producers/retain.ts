@@ -4,7 +4,8 @@ import type { Queues } from '../queues/redis.ts';
 import type { AuditResult } from '../store/audit.ts';
 import { readClock, whyHeld } from '../store/clock.ts';
 import type { Now, Pool } from '../store/db.ts';
-import { detachPartition, type Partition, partitionsBefore } from '../store/partitions.ts';
+import { detachPartition } from '../store/partition-changes.ts';
+import { type Partition, partitionsBefore } from '../store/partitions.ts';
 import {
   forgetStats,
   hoursHeld,

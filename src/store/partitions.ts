@@ -1,9 +1,8 @@
 // In which partitions is ModelCall kept, if in any, and how long do they last?
 
-import { setTimeout as sleep } from 'node:timers/promises';
 import type { Range } from '../time/range.ts';
-import { type Db, instant, type Now, type Pool, Sql, sqlState } from './db.ts';
-import { BUCKETS, calledWithin, callHour } from './scope.ts';
+import { type Db, instant, type Now, Sql } from './db.ts';
+import { calledWithin } from './scope.ts';
 import { batches } from './stats.ts';
 
 /** Days, weeks from Monday, or months; in UTC. */
@@ -72,58 +71,29 @@ export async function layoutOf(db: Db, now?: Now): Promise<Layout> {
   return plan ? { kind: 'ours', ...plan, partitions: row.partitions, reaches: row.reaches } : { kind: 'foreign' };
 }
 
-/** The periods of a plan, from the present one on, that no partition holds; a period of which one holds a part is left as it is. */
-export async function missingPartitions(db: Db, { by, ahead }: Plan, now?: Now): Promise<Range[]> {
-  const step = Sql.sql`('1 ' || ${by}::text)::interval`;
-  return db.$queryRaw<Range[]>`
-    with partition as materialized (${partitions})
-    select start, "end"
-      from date_trunc(${by}::text, ${instant(now)} at time zone 'UTC') as present,
-           generate_series(present, present + ${ahead}::int * ${step}, ${step}) as utc,
-           lateral (select utc at time zone 'UTC' as start, (utc + ${step}) at time zone 'UTC' as "end") as period
-     where not exists (select from partition p where coalesce(p.start, '-infinity') < period."end" and p."end" > period.start)
-     order by start`;
+/** A period that no partition holds. */
+export interface MissingPeriod extends Range {
+  /** 0 is the present period, 1 the next one. */
+  readonly ahead: number;
 }
-
-/** How long a partition may make the gateway wait for the tables that it needs for a moment; then it gives way, and comes again. */
-const LOCK_MS = 500;
-/** Calls of the default partition that are moved in passing. */
-const FEW = 10_000;
 
 /**
- * Make the partition of a period, and move into it what the default partition holds of it, if that is little. All others go on
- * writing: only the default partition is locked, for the moment in which it is looked through.
- *
- * @returns the calls moved; or, where they are too many for that, `stuck`, and nothing was made; `undefined` where somebody else is at it, or was
- * @throws where a lock is not to be had at once: to be tried again
+ * The periods of a plan, from the present one on, that no partition holds; a period of which one holds a part is left
+ * as it is. Periods are added up in UTC: a day of a zone may have 23 hours.
  */
-export async function createPartition(pool: Pool, range: Range): Promise<{ moved: number } | 'stuck' | undefined> {
-  return pool.$transaction(async (db) => {
-    if (!(await mayPartition(db)) || (await isThere(db, range))) return undefined;
-    // Attaching reads the whole default partition, in which nothing should be.
-    await db.$executeRaw`set local statement_timeout = '5s'`;
-    await db.$executeRawUnsafe(`lock table "${DEFAULT_PARTITION}" in access exclusive mode`);
-    if ((await strays(db, range)) > FEW) return 'stuck';
-    const name = nameOf(range.start);
-    const [start, end] = [range.start, range.end].map((bound) => bound.toISOString());
-    await db.$executeRawUnsafe(`create table "${name}" (like "ModelCall" including all excluding indexes)`);
-    await db.$executeRawUnsafe(`alter table "${name}" owner to ${await ownerOf(db)}`);
-    const moved = await db.$executeRawUnsafe(
-      `with moved as (delete from "${DEFAULT_PARTITION}" where "callTime" >= '${start}' and "callTime" < '${end}' returning *)
-       insert into "${name}" select * from moved`,
-    );
-    await db.$executeRawUnsafe(
-      `alter table "ModelCall" attach partition "${name}" for values from ('${start}') to ('${end}')`,
-    );
-    return { moved };
-  });
-}
-
-async function isThere(db: Db, { start }: Range): Promise<boolean> {
-  const rows = await db.$queryRaw<
-    object[]
-  >`select 1 from (${partitions}) as partition where start = ${start}::timestamptz`;
-  return rows.length > 0;
+export async function missingPartitions(db: Db, { by, ahead }: Plan, now?: Now): Promise<MissingPeriod[]> {
+  const step = Sql.sql`('1 ' || ${by}::text)::interval`;
+  return db.$queryRaw<MissingPeriod[]>`
+    with partition as materialized (${partitions}), period as (
+      select (first + n * ${step}) at time zone 'UTC' as start,
+             (first + (n + 1) * ${step}) at time zone 'UTC' as "end", n as ahead
+        from date_trunc(${by}::text, ${instant(now)} at time zone 'UTC') as first,
+             generate_series(0, ${ahead}::int) as n
+    )
+    select * from period
+     where not exists (select from partition p
+                        where coalesce(p.start, '-infinity') < period."end" and p."end" > period.start)
+     order by start`;
 }
 
 /** Named by its first day. */
@@ -131,51 +101,10 @@ export function nameOf(start: Date): string {
   return `ModelCall_${start.toISOString().slice(0, 10).replaceAll('-', '')}`;
 }
 
-/** The calls of a range in the default partition, counted to just above `FEW`. */
-async function strays(db: Db, range: Range): Promise<number> {
-  const [row] = await db.$queryRaw<[{ calls: number }]>`
-    select count(*)::int as calls
-      from (select from ${Sql.raw(`"${DEFAULT_PARTITION}"`)} where ${calledWithin(range)} limit ${FEW + 1}::int) as found`;
-  return row.calls;
-}
-
 /** Whether the default partition holds any call at all. */
 export async function hasStrays(db: Db): Promise<boolean> {
   const rows = await db.$queryRawUnsafe<object[]>(`select 1 from "${DEFAULT_PARTITION}" limit 1`);
   return rows.length > 0;
-}
-
-async function ownerOf(db: Db): Promise<string> {
-  const [row] = await db.$queryRaw<[{ owner: string }]>`
-    select relowner::regrole::text as owner from pg_class where oid = to_regclass('"ModelCall"')`;
-  return row.owner;
-}
-
-const impatient = Sql.raw(`set local lock_timeout = ${LOCK_MS}`);
-
-/** Whether we are alone at it, until the transaction ends; and impatient from now on. */
-async function mayPartition(db: Db): Promise<boolean> {
-  await db.$executeRaw(impatient);
-  const [row] = await db.$queryRaw<
-    [{ taken: boolean }]
-  >`select pg_try_advisory_xact_lock(${PARTITION_LOCK}::bigint) as taken`;
-  return row.taken;
-}
-
-/**
- * Take the check away that a conversion left behind whose process was killed: once its bound is reached, it would refuse the gateway's
- * calls.
- *
- * @returns whether there was one
- */
-export async function dropAbandonedCheck(pool: Pool): Promise<boolean> {
-  return pool.$transaction(async (db) => {
-    if (!(await mayPartition(db))) return false;
-    const layout = await layoutOf(db); // as it is now that nobody else changes it
-    if (layout.kind !== 'plain' || !layout.spanCheck) return false;
-    await db.$executeRawUnsafe(`alter table "ModelCall" drop constraint "${SPAN_CHECK}"`);
-    return true;
-  });
 }
 
 /** A partition's bounds; without a start, it begins with the first call. */
@@ -192,56 +121,15 @@ export async function partitionsBefore(db: Db, before: Date): Promise<Partition[
     select * from (${partitions}) as partition where "end" <= ${before}::timestamptz order by "end"`;
 }
 
-/** Hour by hour, from the first that has a call: by the index, and by the ledger's key. */
-async function isSealed(db: Db, { name, end }: Partition): Promise<boolean> {
-  const table = Sql.raw(`"${name}"`);
-  const [row] = await db.$queryRaw<[{ sealed: boolean }]>`
-    select not exists (
-      select from generate_series((select min(${callHour}) at time zone 'UTC' from ${table}), ${end}::timestamptz - interval '1 hour', interval '1 hour') as h(hour)
-       where not exists (select from "StatHour" l where l.hour = h.hour and l."sealedAt" is not null)
-         and exists (select from ${table} where ${callHour} = h.hour at time zone 'UTC' offset 0)) as sealed`;
-  return row.sealed;
-}
-
-/** So often a busy table is asked for, and how long it is left alone in between. */
-const ATTEMPTS = 20;
-const PAUSE_MS = 500;
-
-/**
- * Detach a partition, if all its calls lie in sealed hours still: it stays as a table under its name, with its calls, for whoever archives
- * it or drops it. For a moment nobody writes: not concurrently, because PostgreSQL cannot where there is a default partition.
- *
- * @returns whether it was detached; not where a call of an unsealed hour has come in
- * @throws {Error} where the table was in use at each of many attempts, in 500 ms each
- */
-export async function detachPartition(pool: Pool, partition: Partition): Promise<boolean> {
-  for (let attempt = 1; ; attempt++) {
-    try {
-      return await pool.$transaction(async (db) => {
-        await db.$executeRaw(impatient);
-        await db.$executeRaw`select pg_advisory_xact_lock(${PARTITION_LOCK}::bigint)`;
-        await db.$executeRawUnsafe('lock table "ModelCall" in access exclusive mode');
-        if (!(await isSealed(db, partition))) return false;
-        await db.$executeRawUnsafe(`alter table "ModelCall" detach partition "${partition.name}"`);
-        await noteGone(db, partition);
-        return true;
-      });
-    } catch (error) {
-      if (sqlState(error) !== LOCK_NOT_AVAILABLE || attempt === ATTEMPTS) throw error;
-    }
-    await sleep(PAUSE_MS);
-  }
-}
-
-/** What comes of these hours from now on came late, as after a retention that deletes. */
-async function noteGone(db: Db, { start, end }: Partition): Promise<void> {
-  await db.$executeRaw`
-    update "StatHour" set "bucketsGone" = ${BUCKETS}::int
-     where "sealedAt" is not null and hour >= coalesce(${start}::timestamptz, '-infinity') and hour < ${end}::timestamptz`;
-}
-
 /** SQLSTATE of a lock that was not to be had in time. */
 export const LOCK_NOT_AVAILABLE = '55P03';
+/** SQLSTATE of a statement that took longer than it may, or that somebody ended. */
+export const QUERY_CANCELED = '57014';
+
+/** A name as SQL spells it. */
+export function quoted(name: string): string {
+  return `"${name.replaceAll('"', '""')}"`;
+}
 
 /** An id under which calls of several times are kept. */
 export interface RepeatedId {

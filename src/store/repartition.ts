@@ -5,6 +5,7 @@ import pg from 'pg';
 import { HOUR_MS } from '../time/hour.ts';
 import { canceller, connectClient } from './client.ts';
 import type { Now } from './db.ts';
+import { type Holder, holdersQuery, longHolder, remedyFor, spellHolder } from './holders.ts';
 import {
   DEFAULT_PARTITION,
   LOCK_NOT_AVAILABLE,
@@ -12,6 +13,8 @@ import {
   PARTITION_LOCK,
   type Period,
   type Plan,
+  QUERY_CANCELED,
+  quoted,
   SPAN_CHECK,
   spellPlan,
 } from './partitions.ts';
@@ -40,6 +43,8 @@ export interface ConversionOptions {
   readonly onStep: (step: string) => void;
   readonly signal?: AbortSignal;
   readonly now?: Now;
+  /** How often the table is asked for before it is given up: 60 times, a second and more apart. */
+  readonly attempts?: number;
 }
 
 /**
@@ -52,7 +57,7 @@ export interface ConversionOptions {
  * @throws the signal's reason where it aborts; whatever ends it, the table is as it was
  */
 export async function partitionCalls(options: ConversionOptions): Promise<number | undefined> {
-  const { databaseUrl, plan, dryRun, onProspect, onStep, signal } = options;
+  const { databaseUrl, plan, dryRun, onProspect, onStep, signal, attempts } = options;
   signal?.throwIfAborted();
   const client = await connectClient(databaseUrl, 'partition');
   const cancel = canceller(client);
@@ -71,13 +76,14 @@ export async function partitionCalls(options: ConversionOptions): Promise<number
       onStep('the index of its new key is made; everybody goes on writing');
       await prepareKey(client, signal);
       onStep('the table is read once; everybody goes on writing');
-      await proveSpan(client, prospect, options.now, signal);
+      await proveSpan(client, prospect, options.now, { attempts, signal });
       onStep('the table is exchanged');
-      return await exchange(client, plan, prospect, signal);
+      return await exchange(client, plan, prospect, { attempts, signal });
     } catch (error) {
-      // The index first: it is only slow, while the check would refuse calls one day.
       signal?.removeEventListener('abort', cancel);
-      await withdraw(client).catch(() => {}); // A lost server: a worker takes the check away.
+      await withdraw(client).catch(() =>
+        onStep(`ModelCall is in use: ${SPAN_CHECK} may be left, which a worker drops, or the index ${KEY_INDEX}`),
+      );
       throw error;
     }
   } catch (error) {
@@ -88,12 +94,15 @@ export async function partitionCalls(options: ConversionOptions): Promise<number
   }
 }
 
-/** Longer than the second after which PostgreSQL ends an autovacuum that is in the way; a moment for whoever queues behind us. */
-const PATIENCE = `'1500ms'`;
+/** For so long the gateway may wait behind us for the lock. */
+const LOCK_MS = 500;
+/** For so long a statement under the lock may run, its wait for the lock included. */
+const LOCKED_MS = 1_000;
 
+/** What is not done under the lock waits for older transactions, and nobody waits for it. */
 const settings = `
   SET timezone = 'UTC'; SET datestyle = ISO; SET statement_timeout = 0; SET idle_in_transaction_session_timeout = 0;
-  SET lock_timeout = ${PATIENCE}`;
+  SET lock_timeout = 0`;
 
 /** How much later than now the first partition ends, at least: the gateway's calls must lie before it until all is done. */
 const MARGIN = '24 hours';
@@ -166,50 +175,59 @@ const obstaclesQuery = `
 
 async function prepareKey(client: pg.Client, signal?: AbortSignal): Promise<void> {
   await run(client, `DROP INDEX CONCURRENTLY IF EXISTS "${KEY_INDEX}"`, signal); // half of one, perhaps
-  await run(client, `SET lock_timeout = 0`, signal); // it waits for older transactions, and nobody for it
   await run(client, `CREATE UNIQUE INDEX CONCURRENTLY "${KEY_INDEX}" ON "ModelCall" (id, "callTime")`, signal);
 }
 
 /** Until the exchange, the check refuses a call beyond the boundary: it must be over well before that is reached. */
-async function proveSpan(client: pg.Client, { boundary }: Prospect, now: Now, signal?: AbortSignal): Promise<void> {
-  await run(client, `SET lock_timeout = ${PATIENCE}`, signal);
-  await again(signal, () =>
-    run(
-      client,
-      `ALTER TABLE "ModelCall" DROP CONSTRAINT IF EXISTS "${SPAN_CHECK}",
-         ADD CONSTRAINT "${SPAN_CHECK}" CHECK ("callTime" < '${boundary.toISOString()}') NOT VALID`,
-      signal,
-    ),
+async function proveSpan(client: pg.Client, { boundary }: Prospect, now: Now, tries: Tries): Promise<void> {
+  const { signal } = tries;
+  await underLock(
+    client,
+    async () => `
+      ALTER TABLE "ModelCall" DROP CONSTRAINT IF EXISTS "${SPAN_CHECK}",
+        ADD CONSTRAINT "${SPAN_CHECK}" CHECK ("callTime" < '${boundary.toISOString()}') NOT VALID`,
+    tries,
   );
   const left = boundary.getTime() - (now ?? new Date()).getTime() - HOUR_MS;
-  await run(client, 'SET lock_timeout = 0', signal); // no writer waits for it
   await run(client, `SET statement_timeout = ${Math.max(1, Math.min(left, 2 ** 31 - 1))}`, signal);
   await run(client, `ALTER TABLE "ModelCall" VALIDATE CONSTRAINT "${SPAN_CHECK}"`, signal);
-  await run(client, `SET statement_timeout = 0; SET lock_timeout = ${PATIENCE}`, signal);
+  await run(client, 'SET statement_timeout = 0', signal);
 }
 
 async function withdraw(client: pg.Client): Promise<void> {
   await client.query('ROLLBACK');
-  await client.query(`SET statement_timeout = 0; SET lock_timeout = '60s'`);
-  await client.query(`ALTER TABLE "ModelCall" DROP CONSTRAINT IF EXISTS "${SPAN_CHECK}"`);
+  await client.query('SET statement_timeout = 0');
+  const { rows: checks } = await client.query(
+    `SELECT 1 FROM pg_constraint WHERE conrelid = to_regclass('"ModelCall"') AND conname = '${SPAN_CHECK}'`,
+  );
+  if (checks.length > 0) {
+    await underLock(client, async () => `ALTER TABLE "ModelCall" DROP CONSTRAINT IF EXISTS "${SPAN_CHECK}"`, {
+      attempts: 15,
+    });
+  }
+  await client.query(`SET lock_timeout = '5s'`); // nobody waits behind this, but it waits for every reader
   await client.query(`DROP INDEX CONCURRENTLY IF EXISTS "${KEY_INDEX}"`);
 }
 
 /** @returns the milliseconds for which writers had to wait */
-async function exchange(client: pg.Client, plan: Plan, prospect: Prospect, signal?: AbortSignal): Promise<number> {
-  return again(signal, async () => {
-    await run(client, 'BEGIN', signal);
-    try {
-      await run(client, 'LOCK TABLE "ModelCall" IN ACCESS EXCLUSIVE MODE', signal);
-      const since = performance.now();
-      for (const sql of await statements(client, plan, prospect)) await run(client, sql, signal);
-      await run(client, 'COMMIT', signal);
-      return Math.ceil(performance.now() - since);
-    } catch (error) {
-      await client.query('ROLLBACK');
-      throw error;
-    }
-  });
+async function exchange(client: pg.Client, plan: Plan, prospect: Prospect, tries: Tries): Promise<number> {
+  await underLock(
+    client,
+    async () => `
+      DO $hourhand$
+      DECLARE
+        since timestamptz;
+      BEGIN
+        LOCK TABLE "ModelCall" IN ACCESS EXCLUSIVE MODE;
+        since := clock_timestamp();
+        ${(await statements(client, plan, prospect)).join(';\n')};
+        PERFORM set_config('hourhand.waited',
+                           ceil(extract(epoch FROM clock_timestamp() - since) * 1000)::text, false);
+      END $hourhand$`,
+    tries,
+  );
+  const { rows } = await client.query<{ ms: number }>(`SELECT current_setting('hourhand.waited')::int AS ms`);
+  return rows[0]?.ms ?? Number.NaN;
 }
 
 /** What makes the exchange, in order: written from what the table has at this moment, by its own words. */
@@ -244,7 +262,6 @@ async function statements(client: pg.Client, { by, ahead }: Plan, prospect: Pros
      ORDER BY 1, 2`,
   );
   const of = (part: string) => rows.filter((row) => row.part === part);
-  const quoted = (name: string) => `"${name.replaceAll('"', '""')}"`;
   const ofFirst = (name: string) => quoted(`${first}_${name.replace(/^ModelCall_/, '')}`);
   return [
     ...of('key').flatMap(({ name }) => [
@@ -290,28 +307,68 @@ function bounds(by: Period, boundary: string): string {
     $$`;
 }
 
-const ATTEMPTS = 30;
+/** How often the table is asked for, and what ends that. */
+interface Tries {
+  readonly attempts?: number;
+  readonly signal?: AbortSignal;
+}
 
-/** What needs a lock for a moment gives way soon, so that nobody queues behind it for long, and comes again. */
-async function again<T>(signal: AbortSignal | undefined, work: () => Promise<T>): Promise<T> {
+const ATTEMPTS = 60;
+const PAUSE_MS = 1_000;
+
+/**
+ * Run statements that need the table for themselves for a moment, in one message that ends with the commit:
+ * PostgreSQL waits for no word of ours while everybody waits. A transaction that has held the table for longer than
+ * we would wait is left alone, and whatever the lock or the work is not to be had for in time is tried again.
+ *
+ * Before that the table is locked in a mode that no reader and no writer minds, and no change of the table can pass:
+ * what `write` reads of the table stays so. It also makes an autovacuum give way, which would not for half a second.
+ *
+ * @param write what is run; with `;` between statements
+ */
+async function underLock(
+  client: pg.Client,
+  write: () => Promise<string>,
+  { attempts = ATTEMPTS, signal }: Tries,
+): Promise<void> {
   for (let attempt = 1; ; attempt++) {
-    try {
-      return await work();
-    } catch (error) {
-      if (!isLocked(error)) throw error;
-      if (attempt === ATTEMPTS) {
-        throw new Error(
-          `ModelCall was in use at each of ${ATTEMPTS} attempts: end the long transactions that read or write it, and try again`,
-          { cause: error },
+    let cause: unknown;
+    let holder = await longHolder(() => holdersOf(client), LOCK_MS);
+    if (!holder) {
+      try {
+        await run(client, `BEGIN; SET LOCAL lock_timeout = '3s'`, signal);
+        await run(client, 'LOCK TABLE "ModelCall" IN SHARE UPDATE EXCLUSIVE MODE', signal);
+        const sql = await write();
+        await run(
+          client,
+          `SET LOCAL lock_timeout = ${LOCK_MS}; SET LOCAL statement_timeout = ${LOCKED_MS}; ${sql}; COMMIT`,
+          signal,
         );
+        return;
+      } catch (error) {
+        await client.query('ROLLBACK');
+        if (!isInUse(error)) throw error;
+        cause = error;
+        [holder] = await holdersOf(client);
       }
     }
-    await sleep(1_000, undefined, { signal });
+    if (attempt === attempts) {
+      const remedy = holder
+        ? `${spellHolder(holder)} is in the way: ${remedyFor(holder)}`
+        : 'end the long transactions that read or write it, and try again';
+      throw new Error(`ModelCall was in use at each of ${attempts} attempts; ${remedy}`, { cause });
+    }
+    await sleep(PAUSE_MS, undefined, { signal });
   }
 }
 
-function isLocked(error: unknown): boolean {
-  return error instanceof pg.DatabaseError && error.code === LOCK_NOT_AVAILABLE;
+async function holdersOf(client: pg.Client): Promise<Holder[]> {
+  return (await client.query<Holder>(holdersQuery)).rows;
+}
+
+/** The lock was not to be had in time, or the work under it was not done in time. */
+function isInUse(error: unknown): boolean {
+  return error instanceof pg.DatabaseError && [LOCK_NOT_AVAILABLE, QUERY_CANCELED].includes(error.code ?? '');
 }
 
 async function run(client: pg.Client, sql: string, signal?: AbortSignal): Promise<void> {

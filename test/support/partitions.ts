@@ -21,5 +21,5 @@ export async function inPartitions(
     onStep: () => {},
     now,
   });
-  await keepPartitions(pool, now);
+  await keepPartitions(pool, { now });
 }
