@@ -12,6 +12,7 @@ import { text } from 'node:stream/consumers';
 import { gzipSync } from 'node:zlib';
 import { afterAll, beforeAll, describe, expect, test } from 'vitest';
 import { home, version } from '../src/config.ts';
+import { recountHour } from '../src/store/ledger.ts';
 import { createDatabase, serverUrl } from './support/database.ts';
 import { type Hourhand, h, holdUser, startHourhand, until } from './support/hourhand.ts';
 
@@ -371,7 +372,11 @@ bob,2026-08-20T13:00:00Z,chatCompletion,1,0,0,0.00000000
   });
 
   test.sequential('a sealed hour is named, and what has become of its calls is no difference', async () => {
-    await hourhand.pool.$executeRaw`update "StatHour" set "sealedAt" = now() where hour = '2026-08-20T13:00Z'`;
+    await hourhand.pool.$executeRaw`delete from "StatMark"`;
+    await hourhand.pool.$transaction((db) => recountHour(db, h('2026-08-20T13'), null));
+    await hourhand.pool
+      .$executeRaw`update "StatHour" set "sealedAt" = now(), "modelsAsOf" = null where hour = '2026-08-20T13:00Z'`;
+    await hourhand.pool.$executeRaw`delete from "ModelCall" where "callTime" < '2026-08-20T14:00Z'`; // archived
     const thirteen = ['--from', '2026-08-20T13', '--to', '2026-08-20T14'];
     const [verify, backfill] = await Promise.all([ask('verify', ...thirteen), ask('backfill', ...thirteen)]);
     expect(verify).toMatchObject({ code: 0, stdout: '2026-08-20T13 sealed\n' });

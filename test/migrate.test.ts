@@ -47,6 +47,7 @@ test('an empty database gets all of them, in order, and each is said as it is do
       'StatRun',
       'StatSchedule',
       'StatShard',
+      'StatUntold',
       'Warning',
       '_prisma_migrations',
     ].sort(),

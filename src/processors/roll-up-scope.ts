@@ -1,7 +1,7 @@
 // How are the users of a scope rolled up, and which of them cannot be?
 
 import { type Db, isDataError, type Pool, reasonOf } from '../store/db.ts';
-import { BUCKETS, lockScope, type Scope, tryToLockScope } from '../store/scope.ts';
+import { BUCKETS, lockScope, type Scope, shownName, tryToLockScope } from '../store/scope.ts';
 import { type RolledUp, rollUp, usersOfScope } from '../store/stats.ts';
 import type { Hour } from '../time/hour.ts';
 
@@ -94,7 +94,7 @@ export function nameFailed(failed: ScopeResult['failed']): string {
   return [...reasons]
     .map(([reason, users]) => {
       const more = users.length > 20 ? ` and ${users.length - 20} more` : '';
-      return `${users.slice(0, 20).join(', ')}${more}: ${reason}`;
+      return `${users.slice(0, 20).map(shownName).join(', ')}${more}: ${reason}`;
     })
     .join('; ');
 }

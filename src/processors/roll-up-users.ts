@@ -5,7 +5,7 @@ import { parseData } from '../queues/define-job.ts';
 import { rollUpUsers, type UsersData } from '../queues/stats.ts';
 import { type Pool, reasonOf } from '../store/db.ts';
 import { type ClosePolicy, failShards, shardIsDone } from '../store/ledger.ts';
-import type { Scope } from '../store/scope.ts';
+import { type Scope, shownName } from '../store/scope.ts';
 import { rollUp } from '../store/stats.ts';
 import { closeHourAloud } from './close-hour.ts';
 import type { Context } from './context.ts';
@@ -70,5 +70,5 @@ function scopeOf({ hour, lo, hi, userDid }: UsersData): Scope {
 }
 
 function whom({ lo, hi, userDid }: UsersData): string {
-  return userDid ?? `buckets ${lo}–${hi}`;
+  return userDid === undefined ? `buckets ${lo}–${hi}` : shownName(userDid);
 }

@@ -4,7 +4,9 @@ import { endOf, type Hour, hourOf, startOf } from '../time/hour.ts';
 import { hasEnded, isAhead } from './clock.ts';
 import { type Db, inOneSnapshot, instant, type Now, type Pool, Sql } from './db.ts';
 import { recountHour } from './ledger.ts';
+import { shownName } from './scope.ts';
 import { differences } from './stats.ts';
+import { ledgerDifferences, modelDifferences, type TotalsDifference } from './totals.ts';
 
 /** A difference that was found, until an audit of the same hour finds none. */
 export interface AuditFinding {
@@ -38,7 +40,10 @@ export async function hoursToAudit(db: Db, audits: number): Promise<Hour[]> {
   return rows.map((row) => hourOf(row.hour));
 }
 
-/** Users whose rows are not what the calls add up to, and some of the figures. */
+/**
+ * Users whose rows are not what the calls add up to, and some of the figures; no users where only the totals of them
+ * all differ.
+ */
 export interface AuditResult {
   readonly users: number;
   readonly found: string;
@@ -47,7 +52,8 @@ export interface AuditResult {
 const NAMED = 5;
 
 /**
- * Recount one closed and settled hour from the calls, in one snapshot, and write down what was found.
+ * Recount one closed and settled hour from the calls, in one snapshot, and write down what was found: its rows, or
+ * where these are right what the ledger and the models say of them all together.
  *
  * @returns what differs; `undefined` where nothing does, or where the hour is closed and settled no more
  */
@@ -55,10 +61,11 @@ export async function auditHour(pool: Pool, hour: Hour, now?: Now): Promise<Audi
   const audit = await inOneSnapshot(pool, async (db) => {
     const settled = await db.$queryRaw<object[]>`
       select 1 from "StatHour" where hour = ${startOf(hour)}::timestamptz and ${isSettled}`;
-    return settled.length === 0 ? undefined : { result: await recount(db, hour) };
+    if (settled.length === 0) return undefined;
+    return { result: (await recount(db, hour)) ?? (await recountTotals(db, hour)) };
   });
   if (audit) await recordAudit(pool, hour, audit.result, now);
-  // Whoever rolled users up again may have died before the ledger was told.
+  // The repair by a run of its own follows; what only the ledger has wrong is right at once.
   if (audit) await pool.$transaction((db) => recountHour(db, hour, null));
   return audit?.result;
 }
@@ -71,11 +78,24 @@ export async function recount(db: Db, hour: Hour): Promise<AuditResult | undefin
     for (const { userDid, differing, pending } of batch) {
       if (pending) continue;
       users += 1;
-      if (named.length < NAMED) named.push(`${userDid}: ${differing.join('; ')}`);
+      if (named.length < NAMED) named.push(`${shownName(userDid)}: ${differing.join('; ')}`);
     }
   }
   if (users === 0) return undefined;
   return { users, found: `${users} user-hours differ: ${named.join('. ')}${users > NAMED ? '. And more' : ''}` };
+}
+
+/** Compare what the ledger and the models say of an hour with its rows and its calls, in a transaction; likewise. */
+async function recountTotals(db: Db, hour: Hour): Promise<AuditResult | undefined> {
+  const range = { start: startOf(hour), end: endOf(hour) };
+  const found: TotalsDifference[] = [];
+  for (const compare of [ledgerDifferences, modelDifferences]) {
+    for await (const batch of compare(db, range))
+      found.push(...batch.filter(({ pending }) => !pending).slice(0, NAMED));
+  }
+  if (found.length === 0) return undefined;
+  const named = found.slice(0, NAMED).map(({ what, differing }) => `${what}: ${differing.join('; ')}`);
+  return { users: 0, found: `totals differ: ${named.join('. ')}${found.length > NAMED ? '. And more' : ''}` };
 }
 
 /** Write down that an hour was recounted, and what was found. */

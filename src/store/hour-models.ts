@@ -23,6 +23,9 @@ async function underivedHours(db: Db, limit: number): Promise<Hour[]> {
     select hour from "StatHour"
      where state = 'closed' and (("sealedAt" is null and "modelsAsOf" is distinct from "asOf") or "totalUsage" is null)
        and ("sealedAt" is null or ${hasRows})
+    union
+    select hour from "StatUntold" u join "StatHour" l using (hour)
+     where u.models and l.state = 'closed' and l."sealedAt" is null
      order by hour desc limit ${limit}::int`;
   return rows.map((row) => hourOf(row.hour));
 }
@@ -43,9 +46,13 @@ async function deriveModels(pool: Pool, hour: Hour): Promise<void> {
 }
 
 /** So many letters of a provider's or a model's name are kept: names are the callers', of any length, and an index's row is not. */
-const NAME = 200;
+export const NAME = 200;
 
-/** The same, in a transaction that lets nobody else do it meanwhile. */
+/**
+ * The same, in a transaction that lets nobody else do it meanwhile: it holds MODELS_LOCK. That lock comes before the
+ * lock of the hour's row, here and wherever else both are taken (src/store/seal.ts), or two could wait for each
+ * other.
+ */
 export async function writeModels(db: Db, hour: Hour): Promise<void> {
   await db.$executeRaw`
     with closed as materialized (
@@ -55,6 +62,8 @@ export async function writeModels(db: Db, hour: Hour): Promise<void> {
              count(*) filter (where status = 'success') as success, count(*) filter (where status = 'failed') as failed,
              sum("totalUsage") as usage, sum(credits) as credits
         from "ModelCall", closed where ${calledIn(hour)} group by 1, 2, 3, 4
+    ), told as (
+      delete from "StatUntold" u using closed where u.hour = closed.hour and u.models
     ), removed as (
       delete from "StatModel" s using closed
        where s.hour = closed.hour

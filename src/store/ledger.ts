@@ -6,7 +6,7 @@ import { FORMULA } from './figures.ts';
 import { isHeld } from './held.ts';
 import { isCovered } from './ranges.ts';
 import { noteRun, noteRunEnd } from './runs.ts';
-import { inPartitionsOf, type Scope } from './scope.ts';
+import { inPartitionsOf, type Scope, shownName } from './scope.ts';
 import { lookable, nextFence, seam } from './seam.ts';
 import { storeZeroRows, type Totals } from './stats.ts';
 
@@ -89,7 +89,8 @@ export async function closeEmptyHours(
       )
       select hour from idle`;
     const closed = await db.$queryRaw<{ hour: Date }[]>`
-      update "StatHour" l
+      with closed as (
+        update "StatHour" l
          set state = 'closed', run = greatest(run + 1, wanted), (${counts}) = (select 0, 0, 0, 0, 0, 0), attempts = 0, "nextAttemptAt" = null,
              formula = ${FORMULA}::smallint,
              "startedAt" = ${instant(now)}, "closedAt" = ${instant(now)}, error = null, "partialSince" = null, "asOf" = ${instant(now)},
@@ -100,7 +101,11 @@ export async function closeEmptyHours(
                             and ${inPartitionsOf({ start: new Date(Math.min(...instants)), end: new Date(Math.max(...instants) + HOUR_MS) })})
          and not exists (select from "ModelCallStat" s where s."timeType" = 'hour' and s."timestamp" = l.hour)
          and not exists (select from "StatMark" m where m.hour = l.hour)
-      returning hour`;
+        returning hour
+      ), told as (
+        delete from "StatUntold" u using closed where u.hour = closed.hour and not u.models
+      )
+      select hour from closed`;
     await db.$executeRaw`delete from "StatShard" where hour = any(${closed.map((row) => row.hour)}::timestamptz[])`;
     const hours = closed.map((row) => hourOf(row.hour));
     if (policy.storeZeroRows) for (const hour of hours) await storeZeroRows(db, hour, policy.windowDays);
@@ -283,15 +288,15 @@ export async function closeHour(
   return pool.$transaction(async (db): Promise<Closing> => {
     const start = startOf(hour);
     const [ledger] = await db.$queryRaw<
-      { run: number; wanted: number; state: string; users: number; calls: bigint; unpublished: boolean }[]
+      { run: number; wanted: number; state: string; users: number; calls: bigint; untold: boolean }[]
     >`
-      select run, wanted, state::text, users, calls, ${isUnpublished} as unpublished
+      select run, wanted, state::text, users, calls, ${isUntold} as untold
         from "StatHour" l where hour = ${start}::timestamptz for update`;
     if (ledger?.run !== run) return { outcome: 'superseded' };
     const { users, calls } = ledger;
     if (ledger.state === 'closed') {
       // By a child of it that somebody retried since.
-      if (ledger.unpublished) await recountHour(db, hour, null);
+      if (ledger.untold) await recountHour(db, hour, null);
       return { outcome: 'closed', already: true, users, calls };
     }
     if (ledger.state === 'open') return { outcome: 'open' };
@@ -333,7 +338,11 @@ export async function endRun(
   if (policy.storeZeroRows) await storeZeroRows(db, hour, policy.windowDays);
   await db.$executeRaw`delete from "StatShard" where hour = ${start}::timestamptz`;
   const [counted] = await db.$queryRaw<[{ users: number; calls: bigint }]>`
-    with ended as (
+    with told as (
+      ${toldOf(hour)}
+    ), models as (
+      ${askForModels(hour)}
+    ), ended as (
       update "StatHour" l set state = ${outcome}::"HourState", attempts = 0, "nextAttemptAt" = null, error = null, "partialSince" = null,
              "closedAt" = ${instant(now)}, "asOf" = "startedAt", "modelsAsOf" = null, revision = ${nextRevision}, (${counts}) = (${count})
        where hour = ${start}::timestamptz
@@ -355,15 +364,40 @@ async function reopen(db: Db, hour: Hour): Promise<void> {
  * Derive what the ledger says of a closed hour's figures anew, and its revision, after some of its users were rolled up again; in a
  * transaction. Its row is locked by a statement of its own: whoever counts later counts what was written later.
  *
- * @param asOf every call that had been committed by then is in the figures now; null: not known of all
+ * @param asOf every call that left a mark and had been committed by then is in the figures now; null: not known of
+ *   all. While older transactions may still bring calls without a mark (the fence is not passed), that says nothing
+ *   of all calls: `asOf` stays.
  */
 export async function recountHour(db: Db, hour: Hour, asOf: Date | null): Promise<void> {
   await db.$queryRaw`select 1 from "StatHour" where hour = ${startOf(hour)}::timestamptz for update`;
+  const closed = Sql.sql`state = 'closed' and "sealedAt" is null`;
   await db.$executeRaw`
+    with told as (
+      ${toldOf(hour, Sql.sql`exists (select from "StatHour" l where l.hour = u.hour and ${closed})`)}
+    ), models as (
+      ${askForModels(hour)}
+    )
     update "StatHour" l set (${counts}) = (${countOf(hour)}), revision = ${nextRevision},
-           "asOf" = greatest("asOf", ${asOf}::timestamptz), "modelsAsOf" = case when not ${isUnpublished} then "modelsAsOf" end
-     where hour = ${startOf(hour)}::timestamptz and state = 'closed' and "sealedAt" is null`;
+           "asOf" = case when fence = 0 then greatest("asOf", ${asOf}::timestamptz) else "asOf" end,
+           "modelsAsOf" = case when not ${isUnpublished} then "modelsAsOf" end
+     where hour = ${startOf(hour)}::timestamptz and ${closed}`;
 }
+
+/**
+ * Deletes the word that roll-ups of an hour left, as far as this statement sees it: it sees what they wrote as well,
+ * and counts it. To be part of the statement that counts, with the hour's row locked.
+ */
+const toldOf = (hour: Hour, where = Sql.sql`true`) => Sql.sql`
+  delete from "StatUntold" u where u.hour = ${startOf(hour)}::timestamptz and not u.models and ${where}
+    returning u.seq`;
+
+/**
+ * Leaves word that the models of an hour are to be derived, where `told` says that something was rolled up. Appended,
+ * not set in the hour's row: somebody who derives them at this moment, from calls as they were before, would
+ * overwrite that.
+ */
+const askForModels = (hour: Hour) => Sql.sql`
+  insert into "StatUntold" (hour, models) select ${startOf(hour)}::timestamptz, true where exists (select from told)`;
 
 /** Say of an hour, covered or not, that some of its users could not be stored: it is owed again after a back-off. */
 export async function failHour(pool: Pool, hour: Hour, error: string, policy: ClosePolicy, now?: Now): Promise<void> {
@@ -394,8 +428,17 @@ async function setPartial(db: Db, hour: Hour, error: string, { backOffMaxSeconds
   return { error, nextAttemptAt: row?.nextAttemptAt ?? new Date() };
 }
 
-/** Whether a figure of an hour `l` has changed since its last revision. (OFFSET 0: looked up, hour by hour, not hashed.) */
-export const isUnpublished = Sql.sql`exists (select from "StatChange" c where c.hour = l.hour and c.revision = l.revision + 1 offset 0)`;
+/** Whether users of an hour `l` were rolled up since its totals were derived. */
+export const isUntold = Sql.sql`exists (select from "StatUntold" u where u.hour = l.hour and not u.models offset 0)`;
+
+/**
+ * Whether a figure of an hour `l` has changed since its last revision. By the word that each roll-up leaves: a
+ * straggler's change may bear a revision that others have published before it was committed. And by the changes
+ * themselves, for processes of 0.6 leave no word. (OFFSET 0: looked up, hour by hour, not hashed.)
+ */
+const isUnpublished = Sql.sql`(
+  exists (select from "StatUntold" u where u.hour = l.hour and u.changed and not u.models offset 0)
+  or exists (select from "StatChange" c where c.hour = l.hour and c.revision = l.revision + 1 offset 0))`;
 
 /** 1 with the first close; afterwards one more where a figure has changed since. Derived, so that whoever died before saying so is made up for. */
 const nextRevision = Sql.sql`case when revision = 0 then 1 else revision + ${isUnpublished}::int end`;
@@ -415,6 +458,9 @@ export function countOf(hour: Hour): Sql.Sql {
 function nameShards(undone: readonly UndoneShard[]): string {
   const named = undone
     .slice(0, 20)
-    .map(({ lo, hi, userDid, error }) => error ?? `${userDid ?? `buckets ${lo}–${hi}`}: not done`);
+    .map(
+      ({ lo, hi, userDid, error }) =>
+        error ?? `${userDid === null ? `buckets ${lo}–${hi}` : shownName(userDid)}: not done`,
+    );
   return named.join('; ') + (undone.length > 20 ? '; and more' : '');
 }

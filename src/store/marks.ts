@@ -4,9 +4,8 @@ import { type Hour, hourOf, startOf } from '../time/hour.ts';
 import type { Range } from '../time/range.ts';
 import { type Db, instant, type Now, Sql } from './db.ts';
 import { isHeld } from './held.ts';
-import { isUnpublished } from './ledger.ts';
 import { isCovered } from './ranges.ts';
-import { bucket, calledWithin, callHour } from './scope.ts';
+import { bucket, calledWithin, callHour, SHOWN_NAME } from './scope.ts';
 
 /**
  * Mark one user, in a transaction, in those ended hours of the range in which there is a call of theirs, or a row. Sealed
@@ -76,12 +75,18 @@ export async function markedHours(db: Db, limit: number, now?: Now): Promise<Hou
 }
 
 /**
- * Closed hours whose users were rolled up again without the ledger being told, newest first: the job that did so is at work, or was lost with
- * Redis. Each hour is looked up, 20 ms for 17,520 of them: nothing for every tick.
+ * The closed hours whose users were rolled up again without the ledger being told, newest first: the job that did so
+ * is at work, or died. Every roll-up leaves word in a table of its own, which is nearly always empty. Word of an hour
+ * that the ledger does not know, or that is sealed, is of no use to anybody, and is deleted.
  */
 export async function untoldHours(db: Db, limit: number): Promise<Hour[]> {
   const rows = await db.$queryRaw<{ hour: Date }[]>`
-    select hour from "StatHour" l where state = 'closed' and "sealedAt" is null and ${isUnpublished}
+    with useless as (
+      delete from "StatUntold" u
+       where not exists (select from "StatHour" l where l.hour = u.hour and l."sealedAt" is null)
+    )
+    select distinct hour from "StatUntold" u join "StatHour" l using (hour)
+     where not u.models and l.state = 'closed' and l."sealedAt" is null
      order by hour desc limit ${limit}::int`;
   return rows.map((row) => hourOf(row.hour));
 }
@@ -116,7 +121,7 @@ export async function endBackOff(db: Db, id: number): Promise<Hour[]> {
   const rows = await db.$queryRaw<{ hour: Date }[]>`
     update "StatHour" l set "nextAttemptAt" = null
       from "Backfill" b
-     where b.id = ${id}::bigint and l.state = 'partial' and strpos(l.error, b."userDid") > 0
+     where b.id = ${id}::bigint and l.state = 'partial' and strpos(l.error, left(b."userDid", ${SHOWN_NAME}::int)) > 0
        and l.hour = any(array(select hour from "StatMark" where "backfillId" = ${id}::bigint))
     returning hour`;
   return rows.map((row) => hourOf(row.hour)).sort();

@@ -3,7 +3,7 @@
 import { type Hour, hourOf } from '../time/hour.ts';
 import type { Range } from '../time/range.ts';
 import { type Db, instant, type Now, Sql } from './db.ts';
-import { isUnpublished, recountHour } from './ledger.ts';
+import { isUntold, recountHour } from './ledger.ts';
 import { coverAsked, isCovered, lockRanges, uncover } from './ranges.ts';
 import { isAsked, type Only } from './survey.ts';
 
@@ -133,7 +133,7 @@ async function forgetUnasked(db: Db, hours: readonly Date[]): Promise<void> {
 async function publish(db: Db, id: number): Promise<void> {
   const rows = await db.$queryRaw<{ hour: Date }[]>`
     select hour from "StatHour" l join "BackfillHour" h using (hour)
-     where h."backfillId" = ${id}::bigint and l.state = 'closed' and l.run < h.wanted and ${isUnpublished}`;
+     where h."backfillId" = ${id}::bigint and l.state = 'closed' and l.run < h.wanted and ${isUntold}`;
   for (const { hour } of rows) await recountHour(db, hourOf(hour), null);
 }
 

@@ -17,6 +17,14 @@ export interface Scope {
   readonly users?: readonly string[];
 }
 
+/** So many letters of a user's name are shown to people where it stands among others. */
+export const SHOWN_NAME = 200;
+
+/** A user's name in an error or a log: names are of any length. */
+export function shownName(userDid: string): string {
+  return userDid.length > SHOWN_NAME ? `${userDid.slice(0, SHOWN_NAME)}…` : userDid;
+}
+
 /** The two expressions of the index `ModelCall_hour_bucket_idx`, to the letter: else the planner passes it by. */
 export const callHour = Sql.sql`date_trunc('hour', "callTime" at time zone 'UTC')`;
 export const bucket = Sql.sql`(hashtext("userDid") & 63)`;

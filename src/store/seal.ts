@@ -36,6 +36,7 @@ export async function sealHour(
 ): Promise<Sealing> {
   return pool.$transaction(async (db): Promise<Sealing> => {
     await lockScope(db, { hour, lo: 0, hi: BUCKETS - 1 });
+    await lockModels(db, hour); // before anything locks the hour's row, as whoever derives the models does
     const before = await obstacle(db, hour);
     if (before) return before;
     const result = await recount(db, hour);
@@ -49,9 +50,15 @@ export async function sealHour(
   });
 }
 
-/** Models, while there are calls to derive them from, and what the ledger says of the figures: nobody counts them after this. */
-async function writeLast(db: Db, hour: Hour): Promise<void> {
+async function lockModels(db: Db, hour: Hour): Promise<void> {
   await db.$executeRaw`select pg_advisory_xact_lock(${ordinalOf(hour)}::int, ${MODELS_LOCK}::int)`;
+}
+
+/**
+ * Models, while there are calls to derive them from, and what the ledger says of the figures: nobody counts them
+ * after this. What came late while the hour was sealed before, if it was, is in the figures now.
+ */
+async function writeLast(db: Db, hour: Hour): Promise<void> {
   await recountHour(db, hour, null);
   await writeModels(db, hour);
 }

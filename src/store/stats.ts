@@ -27,7 +27,10 @@ export interface RolledUp extends Totals {
 /**
  * Derive the scope's rows from the calls, in one statement: read the ledger's current run, take the marks away, add up,
  * remove the rows of users without calls, write what differs, and mark done the current run's shards that lie within the
- * scope. Where the hour had been published before, each change is written down, with what it was and why.
+ * scope. Where the hour had been published before, each change is written down, with what it was and why. One row is
+ * appended that tells whoever derives the ledger's totals and the models that something was rolled up; the ledger's
+ * row itself is not written, or all shards of an hour would wait for each other. Marks of the whole hour stay: what
+ * is rolled up here may be a part of it.
  *
  * Derived, never added to: running it twice leaves what running it once left. Rows that are right already are not
  * touched. To be called under `lockScope`, in the same transaction. All of it is one statement because run, marks, figures
@@ -57,7 +60,7 @@ export async function rollUp(db: Db, scope: Scope): Promise<RolledUp> {
       delete from "ModelCallStat" s
        where s."timeType" = 'hour' and s."timestamp" = ${startOf(hour)}::timestamptz and ${usersIn(scope)}
          and not exists (select from fresh f where f."userDid" = s."userDid") and exists (select from ledger)
-      returning s."userDid"
+      returning s."userDid", s."totalCalls" > 0 as counted
     ), written as (
       insert into "ModelCallStat" as s ("timeType", "timestamp", "userDid", ${columns()}, run, revision, "computedAt")
       select 'hour', ${startOf(hour)}::timestamptz, f."userDid", ${columns('f')}, ledger.run, ledger.revision + 1, statement_timestamp()
@@ -75,6 +78,11 @@ export async function rollUp(db: Db, scope: Scope): Promise<RolledUp> {
              left join fresh f using ("userDid")
              left join (${stored}) as s using ("userDid")
        where ledger.revision > 0 and (s."totalCalls" > 0 or f."totalCalls" > 0)
+    ), untold as (
+      insert into "StatUntold" (hour, changed)
+      select ${startOf(hour)}::timestamptz, changed
+        from (select exists (select from written) or exists (select from removed where counted) as changed) as outcome
+       where changed or exists (select from taken)
     ), done as (
       update "StatShard" d set state = 'done', error = null
         from ledger
