@@ -11,6 +11,7 @@ import type { Wants } from './queues/redis.ts';
 import { SCHEDULER_IDS } from './queues/schedulers.ts';
 import type { Action } from './store/actions.ts';
 import type { Db } from './store/db.ts';
+import { type Hour, isHour } from './time/hour.ts';
 import { checkKept, parseKept } from './time/kept.ts';
 import { parseInstant, type Range, spell, wholeHours } from './time/range.ts';
 
@@ -114,7 +115,7 @@ withRange(
     'after',
     more({
       examples: ['hourhand verify --from 2026-08-01 --to 2026-09-01'],
-      one: 'a figure differs, or an hour is not closed',
+      one: 'a figure differs, an hour is open, or calls came late',
     }),
   )
   .action(({ from, to }) => {
@@ -349,6 +350,34 @@ program
     );
   });
 
+const late = program
+  .command('late')
+  .description('what came late for sealed hours: their figures stay as they are')
+  .helpCommand(false)
+  .addHelpText('after', more({ examples: ['hourhand late list', 'hourhand late accept 2026-08-20T13'] }));
+late
+  .command('list')
+  .description('the hours for which something came late that nobody has accepted')
+  .option('--json', 'for machines', false)
+  .action((options) =>
+    run((config) =>
+      withConnections(config, {}, async (c) => (await import('./commands/late.ts')).listLate(c, options)),
+    ),
+  );
+late
+  .command('accept')
+  .description('it stays unapplied, and is no warning any more; what comes later is one again')
+  .addHelpText('after', more({ one: 'an hour is not sealed' }))
+  .argument('<hours...>', 'such as 2026-08-20T13', hoursSoFar)
+  .action((hours: Hour[]) => {
+    const changes = { what: 'accept late', subject: hours.join(', ') };
+    return run((config) =>
+      withConnections(config, { changes }, async (c) =>
+        (await import('./commands/late.ts')).acceptLateHours(c, hours, { by: osUser() }),
+      ),
+    );
+  });
+
 program.commandsGroup('Set up and keep:');
 
 program
@@ -474,7 +503,7 @@ try {
   const words = process.argv.slice(2);
   // What the scripts of `hourhand completion` ask, at each press of the tab key.
   if (words[0] === 'complete') (await import('./commands/completion.ts')).complete(program, words.slice(2));
-  else await program.parseAsync(asked(program, words, [program, models]), { from: 'user' });
+  else await program.parseAsync(asked(program, words, [program, models, late]), { from: 'user' });
 } catch (error) {
   process.exitCode = await exitCodeOf(error);
 }
@@ -511,6 +540,12 @@ function partitionsAhead(text: string): number {
   const count = Number(text);
   if (/^\d{1,3}$/.test(text) && count >= 1 && count <= 366) return count;
   throw new InvalidArgumentError(`expected a whole number from 1 to 366, got "${text}"`);
+}
+
+/** Each of several arguments comes with those before it. */
+function hoursSoFar(text: string, before: Hour[] | undefined): Hour[] {
+  if (isHour(text)) return [...new Set([...(before ?? []), text])];
+  throw new InvalidArgumentError(`expected hours such as 2026-08-20T13, got "${text}"`);
 }
 
 function backfillId(text: string): number {

@@ -23,6 +23,8 @@ export interface ImportResult {
   readonly lines: number;
   /** Calls written: none where a line was bad and was not to be skipped. */
   readonly imported: number;
+  /** Those of them that fell into sealed hours, and these hours: late, and in no figure. */
+  readonly sealed: { readonly calls: number; readonly hours: number };
   /** Calls that were there already. */
   readonly repeated: number;
   readonly bad: number;
@@ -88,18 +90,20 @@ async function importFile(transaction: store.ImportTransaction, options: ImportO
   const file = new CallFile(options);
   await pipeline(input, (bytes) => file.rows(bytes), store.stagingStream(transaction), { signal });
   const { lines, bad: unreadable, hasIds, unread } = file;
-  const none = { imported: 0, repeated: 0, users: 0, roundedCredits: 0, roundedDurations: 0 };
+  const sealedNone = { calls: 0, hours: 0 };
+  const none = { imported: 0, sealed: sealedNone, repeated: 0, users: 0, roundedCredits: 0, roundedDurations: 0 };
   const nothing = (bad: number) => ({ lines, bad, unread, ...none });
   // Only with ids of its own may there be more bad lines to name, and the insert finds them.
   if (unreadable > 0 && !skipBad && !hasIds) return nothing(unreadable);
 
-  const { calls: imported, tables } = await store.insertStaged(transaction, hasIds ? 'own' : 'hash', label);
+  const { calls: imported, sealed, tables } = await store.insertStaged(transaction, hasIds ? 'own' : 'hash', label);
   const bad = unreadable + (hasIds ? await nameConflicts(transaction, options) : 0);
   if (bad > 0 && !skipBad) return nothing(bad);
   if (imported > MANY) await store.analyzeCalls(transaction, tables);
   return {
     lines,
     imported,
+    sealed,
     repeated: lines - bad - imported,
     bad,
     unread,

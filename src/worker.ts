@@ -36,9 +36,11 @@ import { rollUpHour, rollUpMarks, rollUpUsers } from './queues/stats.ts';
 import { repeat } from './repeat.ts';
 import { finishBackfills } from './store/backfills.ts';
 import { deriveWaiting } from './store/hour-models.ts';
+import { lateTotals } from './store/late.ts';
 import { nameOf } from './store/partitions.ts';
 import { coverFromNowOn } from './store/ranges.ts';
 import { deployOf } from './store/schedules.ts';
+import { settleWarnings } from './store/warnings.ts';
 
 const ENSURE_MS = 30_000;
 /** Shorter, so that the process whose turn it was is in time for the next. */
@@ -85,6 +87,7 @@ export async function startWorker(
     await keepAhead().catch(onError('partitions'));
     for (const backfill of await finishBackfills(pool)) log.info({ backfill }, 'backfill finished');
     const { enqueued, marked } = await enqueueOwed(deps);
+    await warnOfLate(connections);
     const lost = await freeLost(queues, { enqueued, marked: [...marked, ...(await enqueueUntold(deps))] });
     if (lost.length === 0) return;
     log.warn(
@@ -170,6 +173,19 @@ export function checkWorkers(
       probeModelProcessor({ pool, policy, secretOf: (name) => env[name] }),
     ),
   ];
+}
+
+/**
+ * Keeps a warning while something came late for sealed hours that nobody has accepted, and says so in the log once.
+ */
+async function warnOfLate({ pool, log }: Connections): Promise<void> {
+  const { hours, writes, first } = await lateTotals(pool);
+  const named = `${first.join(', ')}${hours > first.length ? ', …' : ''}`;
+  const detail = `${writes} writes came late for ${hours} sealed hours (${named})`;
+  const remedy =
+    'They are in no figure. See them by "hourhand late list", and accept them by "hourhand late accept HOUR…"';
+  const { raised } = await settleWarnings(pool, 'sealed-late', hours === 0 ? [] : [{ subject: '', detail, remedy }]);
+  for (const warning of raised) log.warn({ hours, writes, first }, warning.detail);
 }
 
 /** Makes the partitions that are missing, and says so. What it cannot make is said once by all processes together. */

@@ -460,6 +460,7 @@ describe('a file', () => {
     expect(await load(csv([]))).toEqual({
       lines: 0,
       imported: 0,
+      sealed: { calls: 0, hours: 0 },
       repeated: 0,
       unread: false,
       bad: 0,

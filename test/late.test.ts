@@ -97,14 +97,17 @@ describe('a mark', () => {
     expect(await marks(hourhand)).toEqual(['13 dan']);
   });
 
-  test('is none in a sealed hour: its calls may be archived, and its statistics stay', async () => {
+  test('is left in a sealed hour too, except by a delete: calls may be archived, and statistics stay', async () => {
     await using hourhand = await closedHour(hour, [{ user: 'ada', id: 'a', at }]);
     await hourhand.pool.$executeRaw`update "StatHour" set "sealedAt" = now()`;
     await hourhand.pool.$executeRaw`update "ModelCall" set credits = 3`;
     await hourhand.pool.$executeRaw`delete from "ModelCall"`;
     await hourhand.record({ user: 'bob', at });
-    expect(await hourhand.pool.statMark.count()).toBe(0);
+    expect(
+      (await hourhand.pool.statMark.findMany({ orderBy: { seq: 'asc' } })).map(({ userDid }) => userDid),
+    ).toEqual(['ada', 'bob']);
     expect((await hourhand.tick()).marked).toEqual([]);
+    expect(await hourhand.pool.statMark.count()).toBe(0);
     expect((await hourhand.stat('ada', hour))?.totalCalls).toBe('1');
   });
 

@@ -343,7 +343,7 @@ describe('partitions', () => {
       expect(await pool.$queryRawUnsafe(`select count(*)::int as n from "${name}"`)).toEqual([{ n: 60 }]);
     expect(await hourhand.run(['stats', ...range, '--format', 'csv'])).toMatchObject({ stdout: before.stdout });
     await hourhand.record({ user: 'late', at: '2026-08-20T23:10:00Z' });
-    expect(await marks(hourhand)).toEqual([]);
+    expect(await marks(hourhand)).toEqual(['20T23 late']);
     expect(await tables(hourhand)).toEqual({ default: 1, 20260821: 30 });
     expect(await retain({ pool, queues }, options)).toMatchObject({ detached: [], calls: 0, late: { calls: 1 } });
   });

@@ -8,6 +8,7 @@ import { listBackfills } from '../src/store/backfills.ts';
 import { reopenEarly } from '../src/store/clock.ts';
 import { allotRun, sizeOf } from '../src/store/cut.ts';
 import { openPool, type Pool } from '../src/store/db.ts';
+import { lateTotals } from '../src/store/late.ts';
 import { closeEmptyHours, closeHour, owedHours } from '../src/store/ledger.ts';
 import { markedHours, markUser, untoldHours } from '../src/store/marks.ts';
 import { callsSeen } from '../src/store/model-calls.ts';
@@ -208,6 +209,7 @@ describe.each<[string, ...((hourhand: Hourhand) => Promise<unknown>)[]]>([
     ['which hours are owed', (db) => owedHours(db, 1_000, now)],
     ['how far it has come', (db) => ledgerStatus(db, 20, now)],
     ['of which roll-ups the ledger does not tell', (db) => untoldHours(db, 1_000)],
+    ['what came late for sealed hours', (db) => lateTotals(db)],
     ['how far the backfills are', (db) => listBackfills(db, 20)],
     ['what a backfill would find', (db) => surveyHours(db, day, 'all')],
   ])('%s is asked of the ledger alone: no call is read', async (_, ask) => {

@@ -303,7 +303,9 @@ describe('a call that comes late for a sealed hour', () => {
     expect([code, stdout]).toEqual([0, `${hour} 3 late calls, not applied: ada, bob\n`]);
     expect(stderr).toContain('late calls of sealed hours: 3 in 1 hours, not applied, and kept\n');
     expect(await left(hourhand)).toEqual(['13 ada', '13 ada', '13 bob']);
-    expect((await hourhand.run(['verify', ...span])).stdout).toContain(`${hour} sealed; 3 late calls, not applied\n`);
+    expect((await hourhand.run(['verify', ...span])).stdout).toContain(
+      `${hour} sealed; late, not applied: 2 writes (ada, bob)\n`,
+    );
     expect((await hourhand.stat('ada', hour))?.totalCalls).toBe('1');
     expect((await hourhand.stat('bob', hour))?.totalCalls).toBe('1');
     expect(await hourhand.pool.statMark.count()).toBe(0);

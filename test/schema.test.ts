@@ -128,6 +128,20 @@ const tables: Record<string, { row: Row; nonsense: Record<string, Row[]>; sense:
     nonsense: { StatMark_hour_check: [{ hour: '2026-08-20T13:30Z' }] },
     sense: [{}],
   },
+  StatLate: {
+    row: {
+      hour: '2026-08-20T13:00Z',
+      userDid: 'ada',
+      writes: 2,
+      firstAt: '2026-08-20T15:00Z',
+      lastAt: '2026-08-20T15:10Z',
+    },
+    nonsense: {
+      StatLate_hour_check: [{ hour: '2026-08-20T13:30Z' }, { hour: 'infinity' }],
+      StatLate_accepted_check: [{ writes: 0 }, { accepted: -1 }, { accepted: 3 }],
+    },
+    sense: [{}, { userDid: '' }, { accepted: 2, acceptedAt: '2026-08-20T15:10Z', acceptedBy: 'ada' }],
+  },
   StatSchedule: {
     row: { id: 'model.call.stats', pattern: 'off', version: '1.2.0', startedAt: '2026-08-20T13:00Z' },
     nonsense: { StatSchedule_paused_check: [{ pausedAt: '2026-08-20T13:10Z' }, { pausedBy: 'ada' }] },

@@ -33,6 +33,10 @@ export async function importFile(config: Config, file: string, { skipBad }: { sk
   say(`${result.imported} calls of ${result.users} users imported, ${result.repeated} were there already${skipped}`);
   sayRounded(result.roundedCredits, 'amount', CREDITS);
   sayRounded(result.roundedDurations, 'duration', SECONDS);
+  const { sealed } = result;
+  if (sealed.calls > 0) {
+    say(`late, not applied: ${sealed.calls} of them fell into ${sealed.hours} sealed hours (hourhand late list)`);
+  }
   if (result.imported > 0 && result.first && result.last) {
     const { start, end } = wholeHours(result.first, new Date(result.last.getTime() + 1));
     say(`their statistics: hourhand backfill --from ${start.toISOString()} --to ${end.toISOString()} --wait`);

@@ -1,30 +1,39 @@
 // hourhand verify: recount from the calls, and list what does not agree.
 
 import type { Connections } from '../connections.ts';
-import { inOneSnapshot } from '../store/db.ts';
+import { type Db, inOneSnapshot } from '../store/db.ts';
+import { type LateHour, lateHours } from '../store/late.ts';
 import { repeatedIds } from '../store/partitions.ts';
 import { unclosedHours } from '../store/progress.ts';
+import { unlistedCalls } from '../store/retain.ts';
 import { differences } from '../store/stats.ts';
 import { ledgerDifferences, modelDifferences } from '../store/totals.ts';
-import { hourOf } from '../time/hour.ts';
+import { type Hour, hourOf } from '../time/hour.ts';
 import { hoursIn, type Range, spell } from '../time/range.ts';
 import { endedPart } from './backfill.ts';
+import { namesOf } from './late.ts';
 import { say } from './say.ts';
 
-/** @returns the exit code: 1 if a figure or a total differs, an hour is not closed, or an id is repeated */
+/**
+ * @returns the exit code: 1 if a figure or a total differs, an hour is not closed, an id is repeated, or something
+ *   came late for a sealed hour that nobody has accepted
+ */
 export async function verify(connections: Connections, asked: Range): Promise<number> {
   const range = await endedPart(connections, asked);
   if (!range) return 1;
-  let [differing, totals, open, sealed, repeated] = [0, 0, 0, 0, 0];
+  let [differing, totals, open, sealed, late, repeated] = [0, 0, 0, 0, 0, 0];
   await inOneSnapshot(connections.pool, async (db) => {
-    for (const { hour, state, error, sealed: isSealed, late } of await unclosedHours(db, range)) {
-      if (isSealed) sealed += 1;
-      else open += 1;
-      process.stdout.write(
-        isSealed
-          ? `${hour} sealed${late > 0 ? `; ${late} late calls, not applied` : ''}\n`
-          : `${hour} ${state}${error ? `: ${error}` : ''}\n`,
-      );
+    const cameLate = new Map((await lateHours(db, range)).map((found) => [found.hour, found]));
+    for (const { hour, state, error, sealed: isSealed } of await unclosedHours(db, range)) {
+      if (isSealed) {
+        const { words, settled } = await sealedInWords(db, hour, cameLate.get(hour));
+        sealed += 1;
+        late += settled ? 0 : 1;
+        process.stdout.write(`${hour} sealed${words}\n`);
+      } else {
+        open += 1;
+        process.stdout.write(`${hour} ${state}${error ? `: ${error}` : ''}\n`);
+      }
     }
     const ofUsers = new Set<number>(); // where the rows of users differ, the totals would only say it again
     for await (const batch of differences(db, range)) {
@@ -55,5 +64,31 @@ export async function verify(connections: Connections, asked: Range): Promise<nu
   const sums = totals > 0 ? `; ${totals} totals differ` : '';
   const hours = `${verified} hours closed, ${open} not closed, ${sealed} sealed`;
   say(`${spell(range)}: ${hours}; ${differing} user-hours differ${sums}${ids}`);
-  return differing + totals + open + repeated > 0 ? 1 : 0;
+  if (late > 0) {
+    say(`late, not applied: for ${late} sealed hours; "hourhand late accept HOUR…" accepts what came for them`);
+  }
+  return differing + totals + open + late + repeated > 0 ? 1 : 0;
+}
+
+/**
+ * What came late for a sealed hour, and whether that is a reason for concern: its figures stay, so somebody has to
+ * know of it.
+ */
+async function sealedInWords(
+  db: Db,
+  hour: Hour,
+  found: LateHour | undefined,
+): Promise<{ words: string; settled: boolean }> {
+  const unlisted = await unlistedCalls(db, hour);
+  const parts = [
+    ...(found && found.writes > 0 ? [`late, not applied: ${found.writes} writes (${namesOf(found.users)})`] : []),
+    ...(unlisted.calls > 0
+      ? [`late, not applied: ${unlisted.calls} calls that left no mark (${namesOf(unlisted.users)})`]
+      : []),
+    ...(found && found.accepted > 0 ? [`late, accepted: ${found.accepted} writes`] : []),
+  ];
+  return {
+    words: parts.map((part) => `; ${part}`).join(''),
+    settled: (found?.writes ?? 0) + unlisted.calls === 0,
+  };
 }

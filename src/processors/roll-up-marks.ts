@@ -1,7 +1,7 @@
 // How are the marked users of an hour rolled up again?
 
 import { UnrecoverableError } from 'bullmq';
-import { requestHour } from '../producers/hours.ts';
+import { requestHour, requestMarkedWhole } from '../producers/hours.ts';
 import { parseData } from '../queues/define-job.ts';
 import type { Queues } from '../queues/redis.ts';
 import { rollUpMarks } from '../queues/stats.ts';
@@ -25,6 +25,8 @@ export function rollUpMarksProcessor(deps: { pool: Pool; queues: Queues; policy:
   return async (context: Context) => {
     const { job, signal, log } = context;
     const { hour } = parseData(rollUpMarks, job);
+    // A user whose name is too long for a mark: nobody knows which one.
+    if (await requestMarkedWhole(deps, hour)) return { hour, asked: 'the whole hour' };
     const { scopes, asOf } = await markedScopes(pool, hour);
     const users = scopes.reduce((sum, scope) => sum + scope.users.length, 0);
     if (users > MAX_USERS) {

@@ -12,7 +12,7 @@ import {
   type Reason,
   requestHours,
 } from '../store/ledger.ts';
-import { markedHours, sweepMarks, untoldHours } from '../store/marks.ts';
+import { isMarkedWhole, markedHours, sweepMarks, takeWholeMarks, untoldHours } from '../store/marks.ts';
 import { allSchedules } from '../store/schedules.ts';
 import { reopenSettled } from '../store/seam.ts';
 import type { Hour } from '../time/hour.ts';
@@ -123,4 +123,23 @@ export async function requestHour(
   asked: { reason: Reason; requestedBy: string },
 ): Promise<void> {
   await enqueueHours(queues, await requestHours(pool, [hour], asked));
+}
+
+/**
+ * Where an hour is marked as a whole, ask for a run of it, and take these marks away in the same transaction.
+ *
+ * @returns whether it was asked for
+ */
+export async function requestMarkedWhole(
+  { pool, queues }: { pool: Pool; queues: Queues },
+  hour: Hour,
+): Promise<boolean> {
+  if (!(await isMarkedWhole(pool, hour))) return false;
+  const requested = await pool.$transaction(async (db) => {
+    const hours = await requestHours(db, [hour], { reason: 'late', requestedBy: 'marks' });
+    if (hours.length > 0) await takeWholeMarks(db, hour); // a sealed hour keeps them, for the sweep to count
+    return hours;
+  });
+  await enqueueHours(queues, requested);
+  return requested.length > 0;
 }

@@ -4,8 +4,9 @@ import type { Queues } from '../queues/redis.ts';
 import type { AuditResult } from '../store/audit.ts';
 import { readClock, whyHeld } from '../store/clock.ts';
 import type { Now, Pool } from '../store/db.ts';
+import { hasSealedMarks, lateHours, rangeOfHour, sweepSealed } from '../store/late.ts';
 import { detachPartition } from '../store/partition-changes.ts';
-import { type Partition, partitionsBefore } from '../store/partitions.ts';
+import { type Partition, partitionsBefore, spanOf } from '../store/partitions.ts';
 import {
   forgetStats,
   hoursHeld,
@@ -13,10 +14,12 @@ import {
   keptSince,
   type LateCalls,
   lateCalls,
+  listUnlisted,
   type Removal,
   removableCalls,
   removeCalls,
   type StoredHour,
+  unlistedCalls,
 } from '../store/retain.ts';
 import { sealHour } from '../store/seal.ts';
 import { type Hour, startOf } from '../time/hour.ts';
@@ -121,13 +124,16 @@ export async function retain(
     let looked = 0;
     for (const { partition, hours: those } of await parts(pool, hours, before)) {
       const sealed: Hour[] = [];
+      const sealedBefore: Hour[] = []; // the others have been compared with their calls at this moment
       for (const hour of those) {
         if (await stopped()) return done;
+        const newly = done.sealed;
         if (await sealOrPass(deps, hour, options, done)) sealed.push(hour);
+        if (sealed.at(-1) === hour && done.sealed === newly) sealedBefore.push(hour);
         if (partition) await onProgress('calls', looked + sealed.length, hours.length);
       }
-      const detached =
-        partition && sealed.length === those.length && (dryRun || (await detachPartition(pool, partition)));
+      const whole = partition !== undefined && sealed.length === those.length;
+      const detached = whole && (await detachListed(pool, partition, sealedBefore, options, done));
       if (detached) done.detached.push(partition.name);
       for (const hour of sealed) {
         if (await stopped()) return done;
@@ -165,10 +171,54 @@ async function parts(
   return [...whole, ...hours.filter((hour) => !held.has(hour)).map((hour) => ({ hours: [hour] }))];
 }
 
+/** Late calls may come in while a partition is being detached: they are listed, and it is tried again so often. */
+const DETACH_ATTEMPTS = 3;
+
+/**
+ * Detach a partition whose hours are all sealed, after everything that came late for them has been listed: their
+ * calls go with it.
+ *
+ * @param sealedBefore those that were not recounted just now, so that a call may be there that nothing is listed of
+ * @returns whether it is detached, or would be
+ */
+async function detachListed(
+  pool: Pool,
+  partition: Partition,
+  sealedBefore: readonly Hour[],
+  { dryRun = false }: HourOptions,
+  done: Retained,
+): Promise<boolean> {
+  const span = spanOf(partition);
+  const unlisted = new Map<Hour, LateCalls>();
+  for (const hour of sealedBefore) {
+    if (dryRun) unlisted.set(hour, await unlistedCalls(pool, hour));
+    else await listUnlisted(pool, hour);
+  }
+  if (!dryRun && !(await detachOnceListed(pool, partition))) return false;
+  const listed = new Map((await lateHours(pool, span)).map((late) => [late.hour, late]));
+  for (const hour of new Set([...listed.keys(), ...unlisted.keys()])) {
+    const { writes = 0, users = [] } = listed.get(hour) ?? {};
+    noteLate(done, hour, [{ calls: writes, users }, unlisted.get(hour) ?? { calls: 0, users: [] }]);
+  }
+  return true;
+}
+
+async function detachOnceListed(pool: Pool, partition: Partition): Promise<boolean> {
+  const span = spanOf(partition);
+  for (let attempt = 1; ; attempt += 1) {
+    await sweepSealed(pool, span);
+    if (await detachPartition(pool, partition)) return true;
+    if (attempt === DETACH_ATTEMPTS || !(await hasSealedMarks(pool, span))) return false;
+  }
+}
+
 /** @returns whether no call of the sealed hour is left, or would be */
 async function removeHour(deps: Deps, hour: Hour, options: HourOptions, done: Retained): Promise<boolean> {
   const { dryRun = false, signal, size = BATCH } = options;
-  const late = [await lateCalls(deps.pool, hour)];
+  if (!dryRun) await sweepSealed(deps.pool, rangeOfHour(hour));
+  const gone = await lateCalls(deps.pool, hour);
+  if (gone.calls > 0 && !dryRun) await listUnlisted(deps.pool, hour);
+  const late = [gone];
   let calls = 0;
   for await (const batch of removals(deps.pool, hour, { dryRun, size })) {
     calls += batch.calls;

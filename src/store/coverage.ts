@@ -90,13 +90,17 @@ export interface HourRecord {
   readonly auditFound: string | null;
   readonly error: string | null;
   readonly marked: number;
+  /** Of a sealed hour: writes that came late and that nobody has accepted; they are in no figure. */
+  readonly late: number;
 }
 
 export async function recordOf(db: Db, { start }: Pick<Range, 'start'>): Promise<HourRecord | undefined> {
   const [row] = await db.$queryRaw<HourRecord[]>`
     select state::text, run, wanted, state not in ('closed', 'running') and ${isHeld(Sql.sql`"backfillId"`)} as held, reason::text, "requestedBy", users, calls, "successCalls", "failedCalls", "totalUsage"::text,
            "totalCredits"::text, attempts, "nextAttemptAt", "startedAt", "closedAt", "sealedAt", revision, "asOf", "auditedAt",
-           "auditFound", error, (select count(distinct m."userDid")::int from "StatMark" m where m.hour = l.hour) as marked
+           "auditFound", error, (select count(distinct m."userDid")::int from "StatMark" m
+             where m.hour = l.hour) as marked,
+           (select coalesce(sum(writes - accepted), 0)::int from "StatLate" t where t.hour = l.hour) as late
       from "StatHour" l where hour = ${start}::timestamptz`;
   return row;
 }

@@ -119,6 +119,8 @@ export async function totalsOfStaged(transaction: ImportTransaction): Promise<St
 /** How many calls were new, and the tables that they went to: several where `ModelCall` is partitioned. */
 export interface Inserted {
   readonly calls: number;
+  /** Those of them whose hours are sealed, and these hours: they are in no figure. */
+  readonly sealed: { readonly calls: number; readonly hours: number };
   readonly tables: string[];
 }
 
@@ -152,7 +154,7 @@ export async function insertStaged(
   const { client, signal } = transaction;
   signal?.throwIfAborted();
   await client.query(`SELECT set_config('hourhand.marks_itself', 'yes', true)`);
-  const { rows } = await client.query<{ calls: string; tables: string[] }>(
+  const { rows } = await client.query<{ calls: string; tables: string[]; sealedCalls: string; sealedHours: string }>(
     `WITH inserted AS (
        INSERT INTO "ModelCall" (id, "totalUsage", metadata, ${names.join(', ')})
        SELECT id, coalesce("inputTokens", 0) + coalesce("outputTokens", 0), $1::jsonb, ${names.join(', ')}
@@ -163,10 +165,13 @@ export async function insertStaged(
        INSERT INTO "StatMark" (hour, "userDid", reason)
        SELECT hour, "userDid", 'late' FROM inserted i
         WHERE hour < date_trunc('hour', clock_timestamp(), 'UTC')
-          AND NOT EXISTS (SELECT FROM "StatHour" l WHERE l.hour = i.hour AND l."sealedAt" IS NOT NULL)
         GROUP BY hour, "userDid"
+     ), sealed AS (
+       SELECT count(*) AS calls, count(DISTINCT i.hour) AS hours
+         FROM inserted i JOIN "StatHour" l ON l.hour = i.hour AND l."sealedAt" IS NOT NULL
      )
-     SELECT coalesce(sum(calls), 0) AS calls, coalesce(array_agg(tableoid::regclass::text), '{}') AS tables
+     SELECT coalesce(sum(counted.calls), 0) AS calls, coalesce(array_agg(tableoid::regclass::text), '{}') AS tables,
+            (SELECT calls FROM sealed) AS "sealedCalls", (SELECT hours FROM sealed) AS "sealedHours"
        FROM (SELECT tableoid, count(*) AS calls FROM inserted GROUP BY tableoid) AS counted`,
     [metadata],
   );
@@ -174,7 +179,12 @@ export async function insertStaged(
     if (partitioned) await ask(transaction, lookUpRest('c."callTime" = rest."callTime"'));
     await ask(transaction, lookUpRest('true'));
   }
-  return { calls: Number(rows[0]?.calls), tables: rows[0]?.tables ?? [] };
+  const [row] = rows;
+  return {
+    calls: Number(row?.calls),
+    sealed: { calls: Number(row?.sealedCalls), hours: Number(row?.sealedHours) },
+    tables: row?.tables ?? [],
+  };
 }
 
 /**

@@ -4,6 +4,7 @@ import { type Hour, hourOf, startOf } from '../time/hour.ts';
 import type { Range } from '../time/range.ts';
 import { type Db, instant, type Now, Sql } from './db.ts';
 import { isHeld } from './held.ts';
+import { countLate } from './late.ts';
 import { isCovered } from './ranges.ts';
 import { bucket, calledWithin, callHour, SHOWN_NAME } from './scope.ts';
 
@@ -91,29 +92,60 @@ export async function untoldHours(db: Db, limit: number): Promise<Hour[]> {
   return rows.map((row) => hourOf(row.hour));
 }
 
-/** The users marked in an unsealed hour, as scopes of one bucket each, ascending; and when that was asked. */
+/**
+ * The users marked in an unsealed hour, as scopes of one bucket each, ascending; and when that was asked. Marks of
+ * the whole hour are not among them: no scope of users answers one.
+ */
 export async function markedScopes(db: Db, hour: Hour) {
   const rows = await db.$queryRaw<{ bucket: number; users: string[]; asOf: Date }[]>`
     select ${bucket} as bucket, array_agg(distinct "userDid" order by "userDid") as users, statement_timestamp() as "asOf" from "StatMark" m
-     where hour = ${startOf(hour)}::timestamptz and ${useful} and not ${isHeld(Sql.sql`m."backfillId"`)}
+     where hour = ${startOf(hour)}::timestamptz and "userDid" <> '' and ${useful}
+       and not ${isHeld(Sql.sql`m."backfillId"`)}
        and not exists (select from "StatHour" where hour = ${startOf(hour)}::timestamptz and "sealedAt" is not null)
      group by 1 order by 1`;
   const scopes = rows.map((row) => ({ hour, lo: row.bucket, hi: row.bucket, users: row.users }));
   return { scopes, asOf: rows[0]?.asOf ?? null };
 }
 
+/** Whether an unsealed hour is marked as a whole: by a change of a user whose name is too long for a mark. */
+export async function isMarkedWhole(db: Db, hour: Hour): Promise<boolean> {
+  const rows = await db.$queryRaw<object[]>`
+    select 1 from "StatMark" m
+     where hour = ${startOf(hour)}::timestamptz and "userDid" = '' and ${useful}
+       and not exists (select from "StatHour" where hour = ${startOf(hour)}::timestamptz
+         and "sealedAt" is not null) limit 1`;
+  return rows.length > 0;
+}
+
 /**
- * Sweep away marks that stand for nothing, at most `limit` of them: of hours that nobody rolls up, or that are sealed.
+ * Take the marks of the whole hour away, in the transaction that has asked for a run of it. No roll-up takes them:
+ * each sees some users alone, and the run that was asked for begins after this transaction, so that it sees every
+ * call of these marks.
+ */
+export async function takeWholeMarks(db: Db, hour: Hour): Promise<void> {
+  await db.$executeRaw`delete from "StatMark" where hour = ${startOf(hour)}::timestamptz and "userDid" = ''`;
+}
+
+/**
+ * Sweep away marks that stand for nothing, at most `limit` of them: of hours that nobody rolls up, or that are
+ * sealed. What came late for a sealed hour is counted in the same statement (src/store/late.ts).
  *
  * Nothing that matters is lost where such an hour is covered at this moment: its roll-up begins after the cover is committed, and sees
  * the calls of all marks that were seen here; of later ones the cover is seen as well.
  */
 export async function sweepMarks(db: Db, limit: number): Promise<number> {
-  return db.$executeRaw`
-    delete from "StatMark" where seq = any(array(
-      select seq from "StatMark" m
-       where not ${useful} or exists (select from "StatHour" l where l.hour = m.hour and l."sealedAt" is not null)
-       limit ${limit}::int))`;
+  const [row] = await db.$queryRaw<[{ marks: number }]>`
+    with swept as (
+      delete from "StatMark" where seq = any(array(
+        select seq from "StatMark" m
+         where not ${useful} or exists (select from "StatHour" l where l.hour = m.hour and l."sealedAt" is not null)
+         limit ${limit}::int))
+      returning hour, "userDid", reason
+    ), late as (
+      ${countLate}
+    )
+    select count(*)::int as marks from swept`;
+  return row.marks;
 }
 
 /** Let the hours of a user's backfill that failed be tried at once. */

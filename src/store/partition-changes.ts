@@ -15,6 +15,7 @@ import {
   QUERY_CANCELED,
   quoted,
   SPAN_CHECK,
+  spanOf,
 } from './partitions.ts';
 import { BUCKETS, callHour } from './scope.ts';
 
@@ -247,7 +248,7 @@ const PAUSE_MS = 500;
  * Detach a partition if all its calls lie in sealed hours: it stays as a table under its name, with its calls, to be
  * archived or dropped. Not concurrently, because PostgreSQL cannot if there is a default partition.
  *
- * @returns whether it was detached; not if a call of an unsealed hour has come in
+ * @returns whether it was detached; not if a call of an unsealed hour has come in, or a late one that is not listed yet
  * @throws {Error} if the table was in use at each of many attempts; it names the session
  */
 export async function detachPartition(
@@ -290,7 +291,7 @@ async function mayDetach(db: Db, partition: Partition): Promise<boolean> {
  * lock: what is written here must be cheap, for the gateway waits for it.
  */
 function conditionsOf(partition: Partition): string {
-  return [allSealed(partition)].map((condition) => `(${condition})`).join(' and ');
+  return [allSealed(partition), allListed(partition)].map((condition) => `(${condition})`).join(' and ');
 }
 
 /** Hour by hour, from the first that has a call: by the ledger's key, and in unsealed hours by the index of calls. */
@@ -304,6 +305,16 @@ function allSealed({ name, end }: Partition): string {
          and exists (select from ${quoted(name)} where ${callHour.sql} = h.hour at time zone 'UTC' offset 0))`;
 }
 
+/** All that came late for its sealed hours is listed: what has been written before the lock has left its mark. */
+function allListed(partition: Partition): string {
+  const { start, end } = spanOf(partition);
+  return `
+    not exists (
+      select from "StatMark" m
+       where m.hour >= ${literal(start.toISOString())}::timestamptz and m.hour < ${literal(end.toISOString())}::timestamptz
+         and exists (select from "StatHour" l where l.hour = m.hour and l."sealedAt" is not null))`;
+}
+
 /** The hours' calls are gone: what comes of them from now on came late, as after a retention that deletes. */
 function detach(partition: Partition): string {
   const { name, start, end } = partition;
@@ -312,7 +323,7 @@ function detach(partition: Partition): string {
     begin
       perform pg_advisory_xact_lock(${PARTITION_LOCK});
       lock table only "ModelCall" in access exclusive mode;
-      if not (${conditionsOf(partition)}) then ${giveUp('a call of an unsealed hour has come in')}; end if;
+      if not (${conditionsOf(partition)}) then ${giveUp('a call of an unsealed hour has come in, or a late one that is not listed yet')}; end if;
       alter table "ModelCall" detach partition ${quoted(name)};
       update "StatHour" set "bucketsGone" = ${BUCKETS}
        where "sealedAt" is not null and hour >= ${first} and hour < ${literal(end.toISOString())}::timestamptz;

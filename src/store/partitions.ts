@@ -121,6 +121,11 @@ export async function partitionsBefore(db: Db, before: Date): Promise<Partition[
     select * from (${partitions}) as partition where "end" <= ${before}::timestamptz order by "end"`;
 }
 
+/** A partition's span; one without a start begins with the first call that a table can hold. */
+export function spanOf({ start, end }: Partition): Range {
+  return { start: start ?? new Date(0), end };
+}
+
 /** SQLSTATE of a lock that was not to be had in time. */
 export const LOCK_NOT_AVAILABLE = '55P03';
 /** SQLSTATE of a statement that took longer than it may, or that somebody ended. */

@@ -4,7 +4,6 @@ import { type Hour, hourOf, startOf } from '../time/hour.ts';
 import type { Range } from '../time/range.ts';
 import { type Db, instant, type Now, Sql } from './db.ts';
 import { isHeld } from './held.ts';
-import { bucket, callHour } from './scope.ts';
 
 export interface HourLine {
   hour: Hour;
@@ -25,20 +24,16 @@ export async function settledHours(db: Db, wanted: readonly { hour: Hour; wanted
   return rows.map((row) => ({ ...row, hour: hourOf(row.hour) }));
 }
 
-/** An hour that is not closed, or that is sealed; then with the calls that came after retention had taken the others. */
+/** An hour that is not closed, or that is sealed. */
 export interface UnclosedHour extends HourLine {
   readonly sealed: boolean;
-  readonly late: number;
 }
 
 /** The hours of a range that are not closed, `missing` ones included, and the sealed ones; oldest first. */
 export async function unclosedHours(db: Db, { start, end }: Range): Promise<UnclosedHour[]> {
   const rows = await db.$queryRaw<(Omit<UnclosedHour, 'hour'> & { hour: Date })[]>`
     select hour, coalesce(l.state::text, 'missing') as state, coalesce(l.run, 0) as run, l.error, l."nextAttemptAt",
-           l."sealedAt" is not null as sealed,
-           case when l."bucketsGone" > 0
-                then (select count(*)::int from "ModelCall" where ${callHour} = hour at time zone 'UTC' and ${bucket} < l."bucketsGone")
-                else 0 end as late
+           l."sealedAt" is not null as sealed
       from generate_series(${start}::timestamptz, ${end}::timestamptz - interval '1 hour', interval '1 hour') as hour
            left join "StatHour" l using (hour)
      where l.state is distinct from 'closed' or l."sealedAt" is not null

@@ -3,6 +3,7 @@
 import { type Hour, hourOf, startOf } from '../time/hour.ts';
 import { type Db, inOneSnapshot, instant, type Now, type Pool, Sql, sqlState } from './db.ts';
 import { columns, counted, figures, figuresOf } from './figures.ts';
+import { acceptCounted, markedName, rangeOfHour, sweepSealed } from './late.ts';
 import { BUCKETS, bucket, calledIn, callHour, type Scope, usersIn } from './scope.ts';
 
 /** The hours before it have ended so many hours ago, by Postgres' clock. */
@@ -59,9 +60,12 @@ export interface Removal {
 
 const callsOf = (scope: Scope) => Sql.sql`"ModelCall" where ${calledIn(scope.hour)} and ${usersIn(scope)}`;
 
-/** `("userDid", calls, counted)` of the users with calls in a scope: whether their stored row is what these calls add up to. */
+/**
+ * `("userDid", calls, stored, counted)` of the users with calls in a scope: how many calls are here and how many
+ * their stored row is of, and whether that row is what these calls add up to.
+ */
 const compared = (scope: Scope) => Sql.sql`
-  select "userDid", c."totalCalls" as calls,
+  select "userDid", c."totalCalls" as calls, coalesce(s."totalCalls", 0) as stored,
          (${columns('s')}) is not distinct from (${Sql.join(figures.map(counted))}) as counted
     from (${figuresOf(Sql.sql`"userDid"`, callsOf(scope), { formerly: true })}) as c
          left join (select * from "ModelCallStat" where "timeType" = 'hour' and "timestamp" = ${startOf(scope.hour)}::timestamptz) as s
@@ -89,6 +93,8 @@ export async function removableCalls(db: Db, hour: Hour): Promise<Removal> {
  *
  * They are recounted in the delete's own snapshot, and a call that anybody changes after it makes the transaction begin
  * anew: what is deleted is what was counted, row by row. A call that came after the seal is another figure of its user, and stays.
+ * It is also listed before anything is deleted: all marks that this snapshot shows are counted as late in the same
+ * transaction.
  * In which buckets that was done is written down with it, so that what comes later can never be taken for what was counted.
  *
  * @returns `undefined` where nothing is left
@@ -96,7 +102,10 @@ export async function removableCalls(db: Db, hour: Hour): Promise<Removal> {
 export async function removeCalls(pool: Pool, hour: Hour, size: number): Promise<Removal | undefined> {
   return serialized(pool, async (db) => {
     const scope = await bucketsLeft(db, hour, size);
-    return scope && deleteCounted(db, scope);
+    if (!scope) return undefined;
+    await sweepSealed(db, rangeOfHour(hour));
+    await db.$executeRaw`select set_config('hourhand.archives', 'yes', true)`; // what is deleted does not move
+    return deleteCounted(db, scope);
   });
 }
 
@@ -121,11 +130,71 @@ async function deleteCounted(db: Db, scope: Scope): Promise<Removal> {
       delete from "ModelCall"
        where ${calledIn(scope.hour)} and ${usersIn(scope)}
          and "userDid" not in (select "userDid" from compared where not counted)
+    ), listed as (
+      ${list(
+        scope.hour,
+        Sql.sql`select "userDid", calls, stored from compared where not counted and calls >= stored`,
+      )}
     ), gone as (
       update "StatHour" set "bucketsGone" = ${scope.hi}::int + 1 where hour = ${startOf(scope.hour)}::timestamptz
     )
     select ${removal} from compared`;
   return asRemoval(row);
+}
+
+/**
+ * The users of a sealed hour whose calls are not what its figures count, and of whom nothing is listed as late:
+ * `("userDid", calls, stored)`. No mark told of them: they came past the triggers, or while processes of 0.6 swept
+ * the marks.
+ *
+ * In buckets from which retention has taken the calls, each call came late. In others the calls are compared with the
+ * figures, while all the hour's calls are there; afterwards nobody can tell a late call from one that is left.
+ */
+const unlisted = (hour: Hour) => Sql.sql`
+  select "userDid", calls, stored
+    from (select "bucketsGone" as gone, calls as published from "StatHour"
+           where hour = ${startOf(hour)}::timestamptz and "sealedAt" is not null) as l,
+         (select c.*, sum(calls) over () as present from (${compared({ hour, lo: 0, hi: BUCKETS - 1 })}) as c) as c
+   where (${bucket} < gone or (gone = 0 and not counted and calls >= stored and present >= published))
+     and not exists (select from "StatLate" t
+                      where t.hour = ${startOf(hour)}::timestamptz
+                        and t."userDid" = ${markedName(Sql.sql`c."userDid"`)})
+     and not exists (select from "StatMark" m
+                      where m.hour = ${startOf(hour)}::timestamptz
+                        and m."userDid" = ${markedName(Sql.sql`c."userDid"`)})`;
+
+/**
+ * Lists users of a sealed hour, as `unlisted` says them, as late. A user of whom something is listed already stays as
+ * he is.
+ */
+const list = (hour: Hour, users: Sql.Sql) => Sql.sql`
+  insert into "StatLate" (hour, "userDid", writes, "firstAt", "lastAt")
+  select ${startOf(hour)}::timestamptz, name, sum(greatest(calls - stored, 1)), statement_timestamp(),
+    statement_timestamp()
+    from (select ${markedName(Sql.sql`"userDid"`)} as name, calls, stored from (${users}) as u) as named
+      group by name order by name
+  on conflict do nothing`;
+
+/** The calls of a sealed hour that are late, and of which nothing is listed: how many, and some of their users. */
+export async function unlistedCalls(db: Db, hour: Hour): Promise<LateCalls> {
+  const [row] = await db.$queryRaw<[LateCalls]>`
+    select coalesce(sum(greatest(calls - stored, 1)), 0)::int as calls, ${someUsers(Sql.sql`true`)}
+      from (${unlisted(hour)}) as u`;
+  return row;
+}
+
+/** List them. */
+export async function listUnlisted(db: Db, hour: Hour): Promise<void> {
+  await db.$executeRaw(list(hour, unlisted(hour)));
+}
+
+/** Accept what came late for sealed hours, after all of it has been counted and listed; in a transaction. */
+export async function acceptLate(db: Db, hours: readonly Hour[], by: string) {
+  for (const hour of hours) {
+    await sweepSealed(db, rangeOfHour(hour));
+    await listUnlisted(db, hour);
+  }
+  return acceptCounted(db, hours, by);
 }
 
 /** In one snapshot; again from its beginning where somebody else changed what it saw. */
@@ -161,7 +230,7 @@ export async function hoursStored(db: Db, before: Date): Promise<StoredHour[]> {
 
 /**
  * Delete the statistics of a sealed hour without calls, and what is known of their changes: all of the hour's or none. The ledger
- * keeps its row, and so the hour stays sealed.
+ * keeps its row, and so the hour stays sealed. What came late and nobody has accepted stays listed.
  *
  * @returns the rows of statistics
  */
@@ -177,6 +246,8 @@ export async function forgetStats(db: Db, hour: Hour): Promise<number> {
       delete from "StatModel" where hour = (select hour from sealed)
     ), changes as (
       delete from "StatChange" where hour = (select hour from sealed)
+    ), late as (
+      delete from "StatLate" where hour = (select hour from sealed) and writes = accepted
     )
     select count(*)::int as rows from forgotten`;
   return rows;

@@ -6,6 +6,7 @@ import { type AuditResult, recordAudit, recount } from './audit.ts';
 import { isAhead } from './clock.ts';
 import { type Db, instant, type Now, type Pool, Sql } from './db.ts';
 import { writeModels } from './hour-models.ts';
+import { forgetLate } from './late.ts';
 import { recountHour } from './ledger.ts';
 import { BUCKETS, calledIn, lockScope, MODELS_LOCK } from './scope.ts';
 import { standingsOf } from './standing.ts';
@@ -61,6 +62,7 @@ async function lockModels(db: Db, hour: Hour): Promise<void> {
 async function writeLast(db: Db, hour: Hour): Promise<void> {
   await recountHour(db, hour, null);
   await writeModels(db, hour);
+  await forgetLate(db, hour);
 }
 
 async function seal(db: Db, hour: Hour, now: Now): Promise<boolean> {
@@ -115,6 +117,7 @@ async function unseal(pool: Pool, hour: Hour): Promise<boolean> {
          and not exists (select from "ModelCallStat" s left join counted c using ("userDid")
                           where s."timeType" = 'hour' and s."timestamp" = ${startOf(hour)}::timestamptz
                             and s."totalCalls" > coalesce(c.calls, 0))`;
+    if (unsealed > 0) await forgetLate(db, hour); // its next run counts what came late
     return unsealed > 0;
   });
 }

@@ -51,7 +51,9 @@ export async function rollUp(db: Db, scope: Scope): Promise<RolledUp> {
         from (values (1)) as one left join "StatHour" l on l.hour = ${startOf(hour)}::timestamptz
        where l."sealedAt" is null
     ), taken as (
-      delete from "StatMark" where hour = ${startOf(hour)}::timestamptz and ${usersIn(scope)} and exists (select from ledger)
+      delete from "StatMark"
+       where hour = ${startOf(hour)}::timestamptz and ${usersIn(scope)} and "userDid" <> '' and exists (select
+         from ledger)
       returning "userDid", reason
     ), fresh as materialized (
       ${figuresOf(Sql.sql`"userDid"`, Sql.sql`"ModelCall" where ${calledIn(hour)} and ${usersIn(scope)}`)}
@@ -115,7 +117,7 @@ export function presentUsers(hour: Hour): Sql.Sql {
     union all
     select "userDid", 0 from "ModelCallStat" where "timeType" = 'hour' and "timestamp" = ${startOf(hour)}::timestamptz
     union all
-    select "userDid", 0 from "StatMark" where hour = ${startOf(hour)}::timestamptz`;
+    select "userDid", 0 from "StatMark" where hour = ${startOf(hour)}::timestamptz and "userDid" <> ''`;
 }
 
 /**
@@ -258,7 +260,7 @@ async function* differencesWithin(db: Db, { start, end }: Range): AsyncGenerator
        where l."sealedAt" is null and (l.state in ('closed', 'partial') or s."userDid" is not null)
     )
     select hour, "userDid", differing,
-           exists (select from "StatMark" m where m.hour = d.hour and m."userDid" = d."userDid") as pending
+           exists (select from "StatMark" m where m.hour = d.hour and m."userDid" in (d."userDid", '')) as pending
       from compared d where differing <> '{}' order by hour, "userDid" collate "C"`,
   );
 }

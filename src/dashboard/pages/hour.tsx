@@ -90,6 +90,7 @@ function Figures({ record }: { record: HourRecord }): VNode {
     ['Closed', record.closedAt && instant(record.closedAt)],
     ['Every call is in it that was there at', record.asOf && instant(record.asOf)],
     ['Published', record.revision === 0 ? 'not yet' : `revision ${record.revision}`],
+    ['Late, not applied', record.late === 0 ? null : `${whole(record.late)} writes: hourhand late list`],
     ['Users to be rolled up again', record.marked === 0 ? null : whole(record.marked)],
     ['Failed runs in a row', record.attempts === 0 ? null : String(record.attempts)],
     ['Tried again', record.nextAttemptAt && `at ${instant(record.nextAttemptAt)}`],
