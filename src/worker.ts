@@ -137,7 +137,8 @@ export async function startWorker(
     throw error;
   }
   const lookInTurn = async () => {
-    if (!(await takesTurn(redis, config.REDIS_PREFIX, 'look', TURN_MS))) return;
+    // A turn of its own: one of 0.6 would take the other, and PostgreSQL refuses what it does with it.
+    if (!(await takesTurn(redis, config.REDIS_PREFIX, 'look-2', TURN_MS))) return;
     await ensure();
     await deriveWaiting(pool, AbortSignal.any([stopping.signal, AbortSignal.timeout(MODELS_MS)]));
   };
