@@ -138,7 +138,8 @@ const servers = {
   DATABASE_PREPARED: [
     z.enum(['auto', 'on', 'off']).meta({ expected: 'auto, on or off' }),
     'auto',
-    'Whether statements are prepared under names. `auto`: unless a pooler stands between; `on`: also then (PgBouncer 1.21 with `max_prepared_statements`).',
+    'Whether statements are prepared under names. `auto`: unless a pooler stands between. ' +
+      '`on`: also then (PgBouncer 1.21 with `max_prepared_statements`).',
   ],
   REDIS_URL: [url('redis:', 'rediss:'), undefined, 'The Redis server; by default the private one of this checkout.'],
   REDIS_CLUSTER: [

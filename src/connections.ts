@@ -173,7 +173,7 @@ export async function checkServers(config: Config, wants: Wants, { direct = fals
 
 /**
  * @param direct also past the pooler, if DATABASE_DIRECT_URL names a way
- * @throws {Refusal} unless it answers, takes us, is new enough, keeps our settings, and, for whoever writes, can be written
+ * @throws {Refusal} unless it answers, takes us, is new enough, keeps our settings, and, if `writes`, can be written
  */
 export async function checkPostgres(config: Config, { writes = false, direct = false } = {}): Promise<void> {
   const found = await lookAtPostgres(config, { writes });
@@ -183,9 +183,8 @@ export async function checkPostgres(config: Config, { writes = false, direct = f
     throw new Refusal(reasonOf(error).replaceAll('DATABASE_URL', 'DATABASE_DIRECT_URL'));
   });
   if (found !== past) {
-    throw new Refusal(
-      `DATABASE_DIRECT_URL: expected the database of DATABASE_URL (${found}), found another (${past}): name the same one`,
-    );
+    const wanted = `expected the database of DATABASE_URL (${found}), found another (${past})`;
+    throw new Refusal(`DATABASE_DIRECT_URL: ${wanted}: name the same one`);
   }
 }
 

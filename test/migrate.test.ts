@@ -59,7 +59,8 @@ test('a second time changes nothing', async () => {
   await using database = await emptyDatabase();
   await migrate(database.url, migrations);
   await database.query(
-    `set hourhand.protocol = '2'; insert into "StatHour" (hour, state, reason) values ('2026-08-20T13:00Z', 'open', 'tick')`,
+    `set hourhand.protocol = '2';
+     insert into "StatHour" (hour, state, reason) values ('2026-08-20T13:00Z', 'open', 'tick')`,
   );
   const before = await database.entries();
   expect(await migrate(database.url, migrations)).toEqual([]);
@@ -109,7 +110,7 @@ test('those that are not applied yet are known by name, without a change', async
   }
 });
 
-test('one that waits for the calls gives way to the gateway within half a second, again and again, and names who is in the way', async () => {
+test('one that waits for the calls gives way to the gateway again and again, and names who is in the way', async () => {
   await using database = await emptyDatabase();
   await migrate(database.url, migrations);
   using folder = migrationFolder({});
@@ -123,15 +124,16 @@ test('one that waits for the calls gives way to the gateway within half a second
   const migrating = migrate(database.url, folder.path, () => {}, { patienceMs: 2_500 });
   const refused = expect(migrating).rejects.toThrow(
     new RegExp(
-      `^migration 9_calls: canceling statement due to lock timeout; in the way is session ${pid} of \\w+ \\(a long report, in a transaction since .*Z\\): ` +
-        'end it, and try again; nothing of it was applied$',
+      `^migration 9_calls: canceling statement due to lock timeout; in the way is session ${pid} of \\w+ ` +
+        '\\(a long report, in a transaction since .*Z\\): end it, and try again; nothing of it was applied$',
     ),
   );
   const waits: number[] = [];
   for (let n = 0, over = false; !over; n++) {
     const begin = performance.now();
-    await database.query(`insert into "ModelCall" (id, "userDid", "providerId", model, type, credits, status, "callTime")
-                          values ('${n}', 'ada', 'openai', 'gpt', 'chatCompletion', 1, 'success', now())`);
+    await database.query(`
+      insert into "ModelCall" (id, "userDid", "providerId", model, type, credits, status, "callTime")
+      values ('${n}', 'ada', 'openai', 'gpt', 'chatCompletion', 1, 'success', now())`);
     waits.push(performance.now() - begin);
     over = await Promise.race([migrating.then(Boolean, () => true), sleep(50, false)]);
   }
@@ -141,7 +143,7 @@ test('one that waits for the calls gives way to the gateway within half a second
   expect(await migrate(database.url, folder.path)).toEqual(['9_calls']);
 });
 
-test('its lock is held by the transaction alone: one that waits for longer than it may says who migrates', async () => {
+test('one that waits for its turn for longer than it may says who migrates', async () => {
   await using database = await emptyDatabase();
   using engineLock = await hold(database.url, 'select pg_advisory_lock(72707369)');
   await expect(migrate(database.url, migrations, () => {}, { patienceMs: 300 })).rejects.toThrow(

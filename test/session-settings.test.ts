@@ -37,7 +37,7 @@ test.each([
   expect(() => independently(1114, String)(text)).toThrow('expected DateStyle ISO');
 });
 
-test('instants go and come right in each zone, as parameters, in arrays and through the model API, and never in another DateStyle', async () => {
+test('instants go and come right in each zone, in arrays and through the model API, and in no other DateStyle', async () => {
   await using hourhand = await startHourhand();
   const { pool } = hourhand;
   const hour = new Date('2026-08-20T13:00:00Z');
@@ -105,7 +105,7 @@ const CALLS = [1, 5, 9, 17].map((hour) => ({
   tokens: hour,
 }));
 
-test('with a role of another zone, DateStyle and isolation, each hour has its calls, and verify and status say so', async () => {
+test('with a role of another zone, DateStyle and isolation each hour has its calls, and verify says so', async () => {
   await using database = await foreignDatabase();
   await using hourhand = await startHourhand({ DATABASE_URL: database.url });
   await hourhand.record(...CALLS);
@@ -202,14 +202,16 @@ test.each([
   await using hourhand = await startHourhand();
   await hourhand.pool.$executeRaw`create schema elsewhere`;
   await hourhand.pool.$executeRawUnsafe(
-    `do $$ begin execute format('alter role %I in database %I set ${name} = ${value}', current_user, current_database()); end $$`,
+    `do $$ begin
+       execute format('alter role %I in database %I set ${name} = ${value}', current_user, current_database());
+     end $$`,
   );
   const { code, stderr } = await hourhand.run(['status']);
   expect([code, stderr.trim().split('\n').length]).toEqual([1, 1]);
   expect(stderr).toMatch(message);
 });
 
-test('through a pooler that drops options the main job has the right figures, and no statement is prepared under a name', async () => {
+test('through a pooler that drops options the figures are right, and no statement is prepared under a name', async () => {
   await using database = await foreignDatabase();
   await using pooler = await startSessionPooler(database.url);
   await using hourhand = await startHourhand({ DATABASE_URL: pooler.url });
@@ -265,7 +267,7 @@ test('a search_path in the options of the URL is refused behind a pooler, in one
   );
 });
 
-test('behind a pooler hourhand partition wants DATABASE_DIRECT_URL, of the same database, and then does it', async () => {
+test('behind a pooler hourhand partition wants DATABASE_DIRECT_URL, of the same database', async () => {
   await using hourhand = await startHourhand();
   await using other = await createDatabase();
   await using pooler = await startSessionPooler(hourhand.environment.DATABASE_URL);
@@ -308,13 +310,13 @@ test('a statement is cancelled through a pooler, whose numbers for sessions are 
   }
 });
 
-test('a process of 0.6 writes nothing that a figure depends on, and is told by name; the gateway is not hindered', async () => {
+test('a process of 0.6 writes nothing that a figure depends on, and is told why; the gateway is not hindered', async () => {
   await using hourhand = await closedHour(h('2026-08-20T13'), [{ user: 'ada', at: '2026-08-20T13:10:00Z' }]);
   const older = new pg.Client({ connectionString: hourhand.environment.DATABASE_URL, application_name: 'hourhand' });
   await older.connect();
   const { rows } = await older.query('select pg_backend_pid() as pid');
   await older.query(`insert into "ModelCall" (id, "userDid", "providerId", model, type, credits, status, "callTime")
-                     values ('late', 'ada', 'openai', 'gpt', 'chatCompletion', 1, 'success', '2026-08-20T13:20:00Z')`);
+                     values ('x', 'ada', 'openai', 'gpt', 'chatCompletion', 1, 'success', '2026-08-20T13:20:00Z')`);
   for (const statement of [
     `insert into "StatHour" (hour, state, reason) values ('2026-08-20T14:00Z', 'open', 'tick')`,
     `update "StatHour" set "auditedAt" = now()`,

@@ -1,4 +1,5 @@
-// Puts Prisma on our own driver. Its stock adapter spells a `Date` without a zone, and begins a transaction in two messages.
+// Puts Prisma on our own driver. Its stock adapter spells a `Date` without a zone, and begins a transaction in two
+// messages.
 
 import { hash } from 'node:crypto';
 import { PrismaPg } from '@prisma/adapter-pg';
@@ -70,7 +71,7 @@ function isolationOf(level: IsolationLevel | undefined): Isolation {
   throw new Error(`expected READ COMMITTED, REPEATABLE READ or SERIALIZABLE, got ${level}`);
 }
 
-/** A name of an adapter or a transaction, and what it is asked, with its instants spelled out. */
+/** What an adapter or a transaction is asked, with the instants spelled out. */
 function queryable(stock: SqlQueryable): SqlQueryable {
   return {
     provider: stock.provider,
@@ -80,7 +81,10 @@ function queryable(stock: SqlQueryable): SqlQueryable {
   };
 }
 
-/** No instant reaches the stock adapter as such: it would drop the zone. Prisma tells each by its type, also where it is text by now. */
+/**
+ * No instant reaches the stock adapter as one: it would drop the zone. Prisma tells each by its type, also if it is text
+ * by now.
+ */
 function spelled(query: SqlQuery): SqlQuery {
   if (!query.argTypes.some(({ scalarType }) => scalarType === 'datetime')) return query;
   const isInstant = (i: number) => query.argTypes[i]?.scalarType === 'datetime';
@@ -94,9 +98,9 @@ function spelled(query: SqlQuery): SqlQuery {
 const names = new Map<string, string>();
 
 /**
- * A statement with a name is parsed once for each connection, and soon planned no more: of the ledger's, whose plans are what their
- * keys make them, that is most of the work. Those that meet the calls or their figures have none: how they are best done hangs on
- * how many there are, each time.
+ * A statement with a name is parsed once for each connection, and soon planned no more. For the ledger's statements, whose
+ * plans follow from their keys, that is most of the work. A statement that meets the calls or their figures has no name:
+ * its best plan depends on how many rows there are, each time.
  */
 function nameOf(sql: string): string {
   if (sql.includes('"ModelCall')) return '';

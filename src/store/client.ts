@@ -42,9 +42,9 @@ interface CancelConnection extends EventEmitter {
 }
 
 /**
- * What ends the statement that a connection runs at this moment: hanging up would leave it running to its end. It is asked
- * by the protocol's own request, which a pooler hands on to the server's session that works for us; by that session's pid
- * it could be a stranger's statement.
+ * Make what ends the statement that a connection runs at that moment; hanging up would leave it running to its end. It
+ * sends the protocol's own request, which a pooler hands on to the session that works for us then. The pid of a session,
+ * asked before, could belong to a stranger's statement by then.
  */
 export function canceller(client: Client): () => void {
   const { processID, secretKey, host, port, ssl, sslNegotiation } = client as unknown as Cancellable;

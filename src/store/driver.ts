@@ -12,8 +12,8 @@ const PROTOCOL = '2';
 export type Prepared = 'auto' | 'on' | 'off';
 
 /**
- * How long a server may take to take a connection, and when a connection on which nothing comes is asked whether anybody is
- * still there: after 30 seconds, and given up 10 later. Without, a statement waits for ever on a line that was cut.
+ * How long a server may take to accept a connection. A connection on which nothing comes is probed after 30 seconds, and
+ * given up 10 seconds later; without that, a statement waits for ever on a line that was cut.
  */
 export const reach = {
   connectionTimeoutMillis: 10_000,
@@ -34,8 +34,8 @@ export interface SessionConfig extends pg.ClientConfig {
 
 /**
  * What each of our statements runs under. A statement is given up after five minutes, and a transaction that sits idle
- * after one: neither may hold an hour's locks for ever. `work_mem` lets a shard of 50,000 calls be sorted and hashed in
- * memory.
+ * after one minute: neither may hold an hour's locks for ever. `work_mem` lets a shard of 50,000 calls be sorted and
+ * hashed in memory.
  */
 function settings(patient: boolean): Record<string, string> {
   return {
@@ -64,8 +64,8 @@ export type Isolation = 'READ COMMITTED' | 'REPEATABLE READ' | 'SERIALIZABLE';
 /**
  * Begin a transaction under our settings, in one message and one round trip.
  *
- * `search_path` goes back to what the role, the database and the URL say: through a pooler, another client may have left
- * its own in the server's session.
+ * `search_path` goes back to what the role, the database and the URL say: behind a pooler, another client may have left
+ * its own in the server's session. There is no query in the message, so that no snapshot is taken by it.
  */
 export function beginning({
   isolation = 'READ COMMITTED',
@@ -100,7 +100,8 @@ interface Internals {
   query(statement: unknown, ...more: unknown[]): any;
 }
 type ClientOfPg = Omit<pg.Client, keyof Internals> & Internals;
-const ClientOfPg = pg.Client as unknown as new (config: SessionConfig) => ClientOfPg; // its types are narrower than it is
+// The types of pg are narrower than it is.
+const ClientOfPg = pg.Client as unknown as new (config: SessionConfig) => ClientOfPg;
 
 class OurClient extends ClientOfPg {
   /** Whether a pooler stands between; known once connected. */
@@ -138,8 +139,8 @@ class OurClient extends ClientOfPg {
   }
 
   /**
-   * A session of our own is set for good. Behind a pooler the server's session is also others': nothing may be left in it,
-   * so that each transaction sets what it needs.
+   * A session of our own is set for good. Behind a pooler the server's session belongs to others too: nothing may be left
+   * in it, and each transaction sets what it needs.
    */
   async #settle(): Promise<void> {
     const ours = { ...settings(this.#patient), default_transaction_isolation: 'read committed' };
@@ -158,7 +159,7 @@ class OurClient extends ClientOfPg {
     }
   }
 
-  /** @throws {Error} if a `Date` is among the values: the driver would spell it in the zone of this process or of none */
+  /** @throws {Error} if a `Date` is among the values: pg would spell it in the zone of this process */
   override query(statement: unknown, ...more: unknown[]) {
     if (typeof statement === 'string') return super.query(statement, ...refuseDates(more));
     const { text, values, types, name, submit, ...rest } = statement as Statement;
@@ -215,7 +216,8 @@ function independentTypes(types: pg.CustomTypesConfig): pg.CustomTypesConfig {
 
 /** A connection of ours: pg's client in all that is used of it, and what stands above. */
 export type Client = pg.Client & Pick<OurClient, 'pooled' | 'isolation' | 'alone' | 'inTransaction'>;
-export const Client = OurClient as unknown as new (config: SessionConfig) => Client; // its methods are pg's, whose overloads it cannot spell
+// Its methods are those of pg, whose overloads it cannot spell.
+export const Client = OurClient as unknown as new (config: SessionConfig) => Client;
 
 type PoolOfPg = Omit<pg.Pool, 'query' | 'connect'> & {
   connect(): Promise<Client & pg.PoolClient>;

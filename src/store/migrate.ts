@@ -21,7 +21,7 @@ interface Migration {
   readonly checksum: string;
 }
 
-/** What a migration waits for its locks in all, and at once: longer, and the gateway's calls would queue behind it. */
+/** How long a migration waits for its locks in all, and at once: the gateway's calls queue behind it for that long. */
 const PATIENCE_MS = 60_000;
 const LOCK_MS = 500;
 /** Longer than the second after which PostgreSQL ends an autovacuum that is in the way. */
@@ -99,7 +99,8 @@ async function entries(client: Client): Promise<Map<string, string>> {
   const failed = rows.find((row) => !row.finished);
   if (failed) {
     throw new Error(
-      `migration ${failed.name} was begun by another tool and did not end: see to it, then set rolled_back_at in _prisma_migrations`,
+      `migration ${failed.name} was begun by another tool and did not end: ` +
+        'see to it, then set rolled_back_at in _prisma_migrations',
     );
   }
   return new Map(rows.map((row) => [row.name, row.checksum]));
@@ -109,9 +110,8 @@ async function entries(client: Client): Promise<Map<string, string>> {
 function isApplied({ name, checksum }: Migration, known: ReadonlyMap<string, string>): boolean {
   const applied = known.get(name);
   if (applied !== undefined && applied !== checksum) {
-    throw new Error(
-      `migration ${name} was edited after it was applied: expected ${applied.slice(0, 12)}…, found ${checksum.slice(0, 12)}…`,
-    );
+    const [expected, found] = [applied, checksum].map((text) => `${text.slice(0, 12)}…`);
+    throw new Error(`migration ${name} was edited after it was applied: expected ${expected}, found ${found}`);
   }
   return applied !== undefined;
 }
@@ -168,9 +168,10 @@ async function inTheWay(client: Client): Promise<string> {
   );
   const [session] = rows as { pid: number; role: string; application: string; since: Date | null }[];
   if (!session) return 'the session that was in the way has ended: try again';
-  const since = session.since ? `, in a transaction since ${session.since.toISOString()}` : '';
   const { pid, role, application } = session;
-  return `in the way is session ${pid} of ${role} (${application || 'no application name'}${since}): end it, and try again`;
+  const since = session.since ? `, in a transaction since ${session.since.toISOString()}` : '';
+  const what = `${application || 'no application name'}${since}`;
+  return `in the way is session ${pid} of ${role} (${what}): end it, and try again`;
 }
 
 /** The names of the migrations that the database lacks. */

@@ -141,7 +141,8 @@ export async function statusLines(db: Db, interval: number, now?: Now): Promise<
       union all -- and what it was before the first
       select "providerId", model, type, "from", '-infinity', at from spans where first
     ), uptime as (
-      select "providerId", model, type, ${share('24 hours')} as day, ${share('168 hours')} as week, ${share('720 hours')} as month
+      select "providerId", model, type,
+             ${share('24 hours')} as day, ${share('168 hours')} as week, ${share('720 hours')} as month
         from known group by 1, 2, 3
     )
     select s."providerId" as provider, s.model, s.type::text as type, (case when expired then 'unknown' else s.status::text end) as status,
@@ -175,7 +176,8 @@ export async function transitionOf(db: Db, seq: number): Promise<Transition | un
 /** Transitions of the last day that the webhook has not taken yet, oldest first. */
 export async function unannounced(db: Db, limit: number): Promise<number[]> {
   const rows = await db.$queryRaw<{ seq: number }[]>`
-    select seq::int as seq from "ModelTransition" where "announcedAt" is null and at > now() - interval '24 hours' order by seq limit ${limit}::int`;
+    select seq::int as seq from "ModelTransition"
+     where "announcedAt" is null and at > now() - interval '24 hours' order by seq limit ${limit}::int`;
   return rows.map(({ seq }) => seq);
 }
 

@@ -65,7 +65,7 @@ export async function partitionCalls(options: ConversionOptions): Promise<number
   try {
     if (client.pooled) {
       throw new PartitionRefused(
-        'expected a session of our own, found a pooler: name PostgreSQL itself in DATABASE_DIRECT_URL, beside DATABASE_URL',
+        'expected a session of our own, found a pooler: name PostgreSQL itself in DATABASE_DIRECT_URL',
       );
     }
     await client.query(settings);
@@ -126,8 +126,8 @@ async function lookAt(client: pg.Client, { by }: Plan, now?: Now): Promise<Prosp
     );
   }
   const { rows: bounds } = await client.query<{ boundary: Date }>(
-    `SELECT (date_trunc($1, (coalesce($2::timestamptz, now()) + '${MARGIN}') AT TIME ZONE 'UTC') + ('1 ' || $1)::interval)
-            AT TIME ZONE 'UTC' AS boundary`,
+    `SELECT (date_trunc($1, (coalesce($2::timestamptz, now()) + '${MARGIN}') AT TIME ZONE 'UTC')
+             + ('1 ' || $1)::interval) AT TIME ZONE 'UTC' AS boundary`,
     [by, now && spellInstant(now)],
   );
   const boundary = bounds[0]?.boundary ?? new Date(Number.NaN);

@@ -39,5 +39,6 @@ export async function runsOf(db: Db, hour: Hour, limit: number): Promise<Run[]> 
 
 /** Forget the runs of more than so many days ago. */
 export async function forgetRuns(db: Db, days: number, now?: Now): Promise<void> {
-  await db.$executeRaw`delete from "StatRun" where "startedAt" < ${instant(now)} - ${days}::int * interval '24 hours'`;
+  await db.$executeRaw`
+    delete from "StatRun" where "startedAt" < ${instant(now)} - ${days}::int * interval '24 hours'`;
 }

@@ -134,7 +134,8 @@ export async function sealedHours(db: Db, { start, end }: Range): Promise<Hour[]
 export async function hoursToSeal(db: Db, days: number, now?: Now): Promise<Hour[]> {
   const rows = await db.$queryRaw<{ hour: Date }[]>`
     select hour from "StatHour"
-     where state = 'closed' and users > 0 and "sealedAt" is null and hour + interval '1 hour' <= ${instant(now)} - ${days}::int * interval '24 hours'
+     where state = 'closed' and users > 0 and "sealedAt" is null
+       and hour + interval '1 hour' <= ${instant(now)} - ${days}::int * interval '24 hours'
      order by hour`;
   return rows.map((row) => hourOf(row.hour));
 }

@@ -29,7 +29,8 @@ export interface Look {
 export async function lookAt(client: Client, { writes }: { writes: boolean }): Promise<Look> {
   const { rows } = await client.inTransaction({
     text: `
-    select current_database() || ' since ' || to_char(pg_postmaster_start_time() at time zone 'UTC', 'YYYY-MM-DD HH24:MI:SS.US') as database,
+    select current_database() || ' since '
+             || to_char(pg_postmaster_start_time() at time zone 'UTC', 'YYYY-MM-DD HH24:MI:SS.US') as database,
            current_setting('server_version') as version, current_setting('server_version_num')::int / 10000 as major,
            pg_is_in_recovery() as standby, current_setting('default_transaction_read_only')::bool as off,
            (select case source
@@ -39,7 +40,8 @@ export async function lookAt(client: Client, { writes }: { writes: boolean }): P
                      else format('DATABASE %I', current_database()) end
               from pg_settings where name = 'default_transaction_read_only') as where,
            current_schema()::text as schema, current_setting('search_path') as "searchPath",
-           (select relnamespace::regnamespace::text from pg_class where oid = to_regclass('"StatHour"')) as "tablesIn",
+           (select relnamespace::regnamespace::text from pg_class
+             where oid = to_regclass('"StatHour"')) as "tablesIn",
            (select jsonb_object_agg(name, current_setting(name, true)) from unnest($1::text[]) as name) as settings`,
     values: [Object.keys(EXPECTED)],
   });
@@ -51,7 +53,8 @@ export async function lookAt(client: Client, { writes }: { writes: boolean }): P
 
 function versionFault({ major, version }: Server): string | undefined {
   if (major >= OLDEST_POSTGRES) return undefined;
-  return `expected version ${OLDEST_POSTGRES} or newer, found ${version}: upgrade it, or name another in DATABASE_URL`;
+  const mend = 'upgrade it, or name another in DATABASE_URL';
+  return `expected version ${OLDEST_POSTGRES} or newer, found ${version}: ${mend}`;
 }
 
 /** Each transaction sets its own: only what stands between can have changed them. */
@@ -61,14 +64,16 @@ function settingsFault({ settings }: Server): string | undefined {
   const spell = (values: (name: string, value: string) => string | null | undefined) =>
     wrong.map(([name, value]) => `${name} ${values(name, value) ?? 'unset'}`).join(', ');
   const found = spell((name) => settings[name]);
-  return `expected ${spell((_, value) => value)} in our transactions, found ${found}: name PostgreSQL itself in DATABASE_URL, not what stands between`;
+  const mend = 'type ALTER ROLE … RESET …, or name PostgreSQL itself in DATABASE_URL';
+  return `expected ${spell((_, value) => value)} in our transactions, found ${found}: ${mend}`;
 }
 
 function schemaFault({ schema, searchPath, tablesIn }: Server): string | undefined {
   const mend = 'type ALTER ROLE … IN DATABASE … SET search_path = …';
   if (schema === null) return `expected search_path to name a schema that is there, found ${searchPath}: ${mend}`;
   if (tablesIn === null || tablesIn === schema) return undefined;
-  return `expected hourhand's tables in ${schema}, the first schema of search_path, found them in ${tablesIn}: ${mend}`;
+  const found = `found them in ${tablesIn}`;
+  return `expected hourhand's tables in ${schema}, the first schema of search_path, ${found}: ${mend}`;
 }
 
 function writingFault({ standby, off, where }: Server): string | undefined {
@@ -77,7 +82,8 @@ function writingFault({ standby, off, where }: Server): string | undefined {
   const mend = where
     ? `type ALTER ${where} SET default_transaction_read_only = off`
     : 'take it out of the options in DATABASE_URL';
-  return `expected one that takes writes, found default_transaction_read_only on: ${mend}, or name the primary in DATABASE_URL`;
+  const found = 'found default_transaction_read_only on';
+  return `expected one that takes writes, ${found}: ${mend}, or name the primary in DATABASE_URL`;
 }
 
 const POOLER =

@@ -156,7 +156,8 @@ export async function failedInADay(db: Db, cleanup: string, now?: Now): Promise<
 /** The calls that were failed in the last 24 hours, and when the last of them was. */
 export async function failedLately(db: Db): Promise<{ calls: number; at: Date | null }> {
   const [row] = await db.$queryRaw<[{ calls: number; at: Date | null }]>`
-    select coalesce(sum(calls), 0)::int as calls, max(at) as at from "StaleBatch" where at >= now() - interval '24 hours'`;
+    select coalesce(sum(calls), 0)::int as calls, max(at) as at
+      from "StaleBatch" where at >= now() - interval '24 hours'`;
   return row;
 }
 

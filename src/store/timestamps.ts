@@ -35,7 +35,7 @@ const independent: ReadonlyMap<number, (text: string) => string> = new Map([
 /** The types that `independently` changes anything for. */
 export const DEPENDENT_TYPES: readonly number[] = [...independent.keys()];
 
-/** The same parser, but for text of any zone: instants reach it in UTC. It throws if the text is not in DateStyle ISO. */
+/** The same parser for text of any zone: instants reach it in UTC. It throws if the text is not in DateStyle ISO. */
 export function independently(oid: number, parse: Parse): Parse {
   const normalise = independent.get(oid);
   return normalise ? (text) => parse(normalise(text)) : parse;

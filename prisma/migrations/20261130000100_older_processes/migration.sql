@@ -1,7 +1,7 @@
--- Refuses processes of 0.6 and older. They know neither the marks of sealed hours nor what else counts since then, and
--- they set no hourhand.protocol. Here they read what they find, and write nothing that a figure depends on: what they
--- try fails with class 55, which they take for a fault of the server, and try again. The gateway writes into none of
--- these tables but StatMark, and there it only inserts.
+-- Refuses processes of 0.6 and older. They know nothing of what counts since then, and set no hourhand.protocol. They
+-- may read, and write nothing that a figure depends on. What they try fails with class 55, which they take for a fault
+-- of the server, and try again. The gateway writes into none of these tables except StatMark, and there it only
+-- inserts.
 CREATE FUNCTION "refuseOlderProcess"() RETURNS trigger LANGUAGE plpgsql AS $$
 BEGIN
     RAISE EXCEPTION 'expected hourhand 0.7 or newer, found an older process (pid %, %): replace it',
@@ -33,6 +33,7 @@ DECLARE
     plan CONSTANT text := obj_description('"ModelCall"'::regclass, 'pg_class');
 BEGIN
     IF plan LIKE 'hourhand partition: by %' THEN
-        EXECUTE format('COMMENT ON TABLE "ModelCall" IS %L', replace(plan, 'hourhand partition: ', 'hourhand partitions: '));
+        EXECUTE format('COMMENT ON TABLE "ModelCall" IS %L',
+                       replace(plan, 'hourhand partition: ', 'hourhand partitions: '));
     END IF;
 END $$;
