@@ -188,7 +188,7 @@ async function pretending(
   await pool.$executeRawUnsafe(`create or replace function pretence.current_setting(name text) returns text language sql as $$
     select case name when 'server_version' then '${says.version ?? '17.1'}' when 'server_version_num' then '${number}' else pg_catalog.current_setting(name) end $$`);
   const url = new URL(environment.DATABASE_URL);
-  url.searchParams.set('options', '-c search_path=pretence,pg_catalog,public');
+  url.searchParams.set('options', '-c search_path=public,pretence,pg_catalog');
   return url.href;
 }
 
