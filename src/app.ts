@@ -10,6 +10,7 @@ import { createLogger } from './logger.ts';
 import { backfillHours } from './producers/backfills.ts';
 import type { Wants } from './queues/redis.ts';
 import { holdsSample, loadSample, type Sample } from './sample.ts';
+import { reasonOf } from './store/db.ts';
 import { startOfRunningHour } from './store/ledger.ts';
 import { migrate } from './store/migrate.ts';
 import { hourLines, ledgerStatus, settledHours } from './store/progress.ts';
@@ -81,13 +82,20 @@ export async function runUp(config: Config, sample?: string): Promise<number> {
       await dashboard.close();
       throw error;
     });
-    if (loaded) await rollUpSample(connections, loaded);
-    const { watermark, owed } = await ledgerStatus(connections.pool, 0);
-    if (watermark) say(`everything before ${hourOf(watermark)} is closed; ${owed} hours are owed`);
+    // At work already: a server that goes away meanwhile ends no process, and these lines are only for people.
+    await greet(connections, loaded).catch((error: unknown) => {
+      connections.log.warn({ reason: reasonOf(error) }, 'what is closed cannot be said now');
+    });
     say(`dashboard: ${dashboard.url}   (Ctrl-C stops)`);
     process.send?.({ dashboard: dashboard.url }); // npm start tells it to whoever types npm start again
     return [worker, { stop: dashboard.close }, startWatch(connections)];
   });
+}
+
+async function greet(connections: Connections, loaded: Sample | undefined): Promise<void> {
+  if (loaded) await rollUpSample(connections, loaded);
+  const { watermark, owed } = await ledgerStatus(connections.pool, 0);
+  if (watermark) say(`everything before ${hourOf(watermark)} is closed; ${owed} hours are owed`);
 }
 
 async function sampleInto({ pool, config }: Connections, file: string): Promise<Sample | undefined> {

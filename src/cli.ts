@@ -3,14 +3,14 @@
 import { hostname, userInfo } from 'node:os';
 import { Argument, Command, CommanderError, Help, InvalidArgumentError, Option } from 'commander';
 import { say } from './commands/say.ts';
-import { argumentTerm, asked, oneOf } from './commands/usage.ts';
+import { argumentTerm, asked, oneOf, typed, UsageError } from './commands/usage.ts';
 import { type Config, ConfigError, migrations, readConfig, roundedSettings, version } from './config.ts';
 import type { Connections } from './connections.ts';
 import { ROLES } from './dashboard/credentials.ts';
 import type { Wants } from './queues/redis.ts';
 import { SCHEDULER_IDS } from './queues/schedulers.ts';
 import type { Action } from './store/actions.ts';
-import type { Db } from './store/db.ts';
+import type { Db, Pool } from './store/db.ts';
 import { type Hour, isHour } from './time/hour.ts';
 import { checkKept, parseKept } from './time/kept.ts';
 import { parseInstant, type Range, spell, wholeHours } from './time/range.ts';
@@ -400,6 +400,35 @@ program
   );
 
 program
+  .command('claim-redis')
+  .description('take the prefix in Redis from another database, and remove all keys under it')
+  .addHelpText('after', more({ reads: 'REDIS_PREFIX', one: 'processes of its owner are there' }))
+  .option('--force', 'also while they are there', false)
+  .action((options) =>
+    run((config) => {
+      const changes = { what: 'claim Redis', subject: config.REDIS_PREFIX, detail: options };
+      return withConnections(config, { changes, claims: true }, async (c) =>
+        (await import('./commands/claim-redis.ts')).claimRedis(c, options),
+      );
+    }),
+  );
+
+const identity = program
+  .command('identity')
+  .description('who this database is, to the prefix in Redis')
+  .helpCommand(false);
+identity
+  .command('new')
+  .description('make a copy of a database another one than the database that it was copied from')
+  .action(() =>
+    run((config) =>
+      withAccount(config, { what: 'identity new' }, async (pool) =>
+        (await import('./commands/identity.ts')).newIdentity(pool),
+      ),
+    ),
+  );
+
+program
   .command('credentials')
   .description('print a line for DASHBOARD_CREDENTIALS: the password comes from standard input, unseen')
   .addHelpText('after', more({ examples: ['hourhand credentials ada --role operator >> credentials.txt'] }))
@@ -456,7 +485,7 @@ program
   .option('--dry-run', 'say what would be done, and change nothing', false)
   .action(({ calls, stats, dryRun }, command: Command) => {
     if (calls === undefined && stats === undefined) command.error('error: expected --calls or --stats, got neither');
-    checkKept({ calls, stats });
+    typed(() => checkKept({ calls, stats }));
     const changes = !dryRun && { what: 'retain', detail: { keptHours: { calls, stats } } };
     const options = { kept: { calls, stats }, dryRun, requestedBy: osUser() };
     return run((config) =>
@@ -503,7 +532,7 @@ try {
   const words = process.argv.slice(2);
   // What the scripts of `hourhand completion` ask, at each press of the tab key.
   if (words[0] === 'complete') (await import('./commands/completion.ts')).complete(program, words.slice(2));
-  else await program.parseAsync(asked(program, words, [program, models, late]), { from: 'user' });
+  else await program.parseAsync(asked(program, words, [program, models, late, identity]), { from: 'user' });
 } catch (error) {
   process.exitCode = await exitCodeOf(error);
 }
@@ -555,7 +584,7 @@ function backfillId(text: string): number {
 
 /** Widened to whole hours, aloud. */
 function rangeOf(from: Date, to: Date): Range {
-  const range = wholeHours(from, to);
+  const range = typed(() => wholeHours(from, to));
   if (range.start < from || range.end > to) say(`widened to whole hours: ${spell(range)}`);
   return range;
 }
@@ -578,7 +607,8 @@ async function withConnections(
     changes = false,
     wants = changes ? 'change' : 'look',
     patient,
-  }: { patient?: boolean; changes?: Change | false; wants?: Wants },
+    claims,
+  }: { patient?: boolean; changes?: Change | false; wants?: Wants; claims?: boolean },
   work: (connections: Connections) => Promise<number>,
 ): Promise<number> {
   // What a server says that cannot be reached is in the error that ends the command.
@@ -587,7 +617,12 @@ async function withConnections(
     import('./connections.ts'),
   ]);
   const log = createLogger('error', process.stderr);
-  const connections = await openConnections(config, log, { patient, wants });
+  const connections = await openConnections(config, log, {
+    patient,
+    wants,
+    claims,
+    onWarning: (text) => say(`hourhand: warning: ${text}`),
+  });
   try {
     return changes ? await accounted(connections.pool, changes, () => work(connections)) : await work(connections);
   } finally {
@@ -598,7 +633,7 @@ async function withConnections(
 type Change = Pick<Action, 'what' | 'subject' | 'detail'>;
 
 /** For what needs no Redis. */
-async function withAccount(config: Config, change: Change, work: () => Promise<number>): Promise<number> {
+async function withAccount(config: Config, change: Change, work: (pool: Pool) => Promise<number>): Promise<number> {
   const [{ checkPostgres, checkSchema }, { connect }] = await Promise.all([
     import('./connections.ts'),
     import('./store/db.ts'),
@@ -608,7 +643,7 @@ async function withAccount(config: Config, change: Change, work: () => Promise<n
   const pool = connect(config.DATABASE_URL, { connections: 1, onError: () => {}, prepared });
   try {
     await checkSchema(pool);
-    return await accounted(pool, change, work);
+    return await accounted(pool, change, () => work(pool));
   } finally {
     await pool.$disconnect();
   }
@@ -645,7 +680,7 @@ function osUser(): string {
 /** One line that says what is wrong; commander has said its own already. */
 async function exitCodeOf(error: unknown): Promise<number> {
   if (error instanceof CommanderError) return error.exitCode === 0 ? 0 : USAGE;
-  if (error instanceof ConfigError || error instanceof RangeError) {
+  if (error instanceof ConfigError || error instanceof UsageError) {
     say(`hourhand: ${error.message}`);
     return USAGE;
   }

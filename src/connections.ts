@@ -3,6 +3,7 @@
 import { type Config, migrations, version } from './config.ts';
 import { addressOf, unreachable } from './given-servers.mjs';
 import type { Logger } from './logger.ts';
+import { type Ownership, ownershipOf } from './ownership.ts';
 import type { AuditPolicy } from './processors/audit-hours.ts';
 import type { CheckPolicy } from './processors/check-models.ts';
 import type { ProbePolicy } from './processors/probe-model.ts';
@@ -12,20 +13,21 @@ import type { StalePolicy } from './producers/stale.ts';
 import {
   askForKey,
   faultOf as faultOfRedis,
+  isOfRedis,
   openQueues,
   producerConnection,
   type Queues,
   type RedisAddress,
   type RedisConnection,
-  redisRemedy,
+  redisInWords,
   tryToWrite,
   untilReady,
   type Wants,
 } from './queues/redis.ts';
 import type { AlarmPolicy } from './store/alarms.ts';
-import { connectClient } from './store/client.ts';
+import { connectClient, Unreached } from './store/client.ts';
 import type { CutPolicy } from './store/cut.ts';
-import { connect, type Db, type Pool, reasonOf, sqlState } from './store/db.ts';
+import { connect, type Db, isOfPostgres, type Pool, reasonOf, sqlState } from './store/db.ts';
 import { pendingMigrations } from './store/migrate.ts';
 import { type Look, lookAt, postgresRemedy } from './store/server.ts';
 import type { Kept } from './time/kept.ts';
@@ -39,6 +41,8 @@ export interface Connections {
   readonly pool: Pool;
   readonly redis: RedisConnection;
   readonly queues: Queues;
+  /** Whose the prefix in Redis is. */
+  readonly ownership: Ownership;
   readonly policy: HoursPolicy & CutPolicy;
   readonly modelPolicy: CheckPolicy & ProbePolicy;
   readonly stalePolicy: StalePolicy;
@@ -58,15 +62,23 @@ const DAY_SECONDS = 24 * 3600;
 export class Refusal extends Error {}
 
 /**
- * Reach both servers, or say within some seconds which of them does not do, and why; and find the schema whole.
+ * Reach both servers, or say within some seconds which of them does not do, and why; find the schema whole; and, to work
+ * or change something, find the prefix in Redis to be ours.
  *
  * @param patient for commands that stream a report: no statement or idle transaction is cut off
+ * @param claims for the command that takes the prefix from its owner: whose it is does not matter
+ * @param onWarning told of a prefix that belongs to another database if we only look, or that was taken over
  * @throws {Error} in words for an operator; no secret of a URL is in it
  */
 export async function openConnections(
   config: Config,
   log: Logger,
-  { patient = false, wants = 'look' }: { patient?: boolean; wants?: Wants } = {},
+  {
+    patient = false,
+    wants = 'look',
+    claims = false,
+    onWarning = (text) => log.warn(text),
+  }: { patient?: boolean; wants?: Wants; claims?: boolean; onWarning?: (text: string) => void } = {},
 ): Promise<Connections> {
   await checkServers(config, wants);
   const quieted = quiet(log);
@@ -77,6 +89,8 @@ export async function openConnections(
     prepared: config.DATABASE_PREPARED,
   });
   const redis = producerConnection(redisAddress(config), quieted('Redis'));
+  const host = addressOf('PostgreSQL', config.DATABASE_URL).shown;
+  const ownership = ownershipOf({ pool, redis }, { prefix: config.REDIS_PREFIX, host });
   let traces: Traces | undefined;
   const close = async () => {
     redis.disconnect();
@@ -87,6 +101,7 @@ export async function openConnections(
     await untilReady(redis, BOOT_MS).catch((error) => {
       throw inWords(error, config, 'Redis');
     });
+    if (!claims) await checkOwner(ownership, config, { wants, onWarning });
     traces = await tracesOf(config, quieted('collector of traces'));
   } catch (error) {
     await close();
@@ -135,6 +150,7 @@ export async function openConnections(
     pool,
     redis,
     queues,
+    ownership,
     policy,
     modelPolicy,
     stalePolicy,
@@ -228,22 +244,59 @@ async function checkRedis(config: Config, wants: Wants): Promise<void> {
   if (fault) throw refusal('Redis', config, fault);
 }
 
+/** @throws {Refusal} if the prefix belongs to another database, and somebody wants to work or to change something */
+async function checkOwner(
+  ownership: Ownership,
+  config: Config,
+  { wants, onWarning }: { wants: Wants; onWarning: (text: string) => void },
+): Promise<void> {
+  if (wants === 'look') {
+    // Whoever only looks is told, and reads on: PostgreSQL says what is true.
+    const look = await ownership.look().catch((error: unknown) => {
+      if (isOfRedis(error)) return undefined;
+      throw error;
+    });
+    if (look?.foreign) onWarning(`${look.foreign.detail}: ${look.foreign.remedy}`);
+    return;
+  }
+  const { foreign, moved } = await ownership.hold().catch((error: unknown) => {
+    throw inWords(error, config);
+  });
+  if (foreign) throw refusal('Redis', config, foreign.detail, foreign.remedy);
+  if (moved) onWarning(moved);
+}
+
 /**
- * An error as whoever typed a command is to read it: where a server says of itself that it is full, read-only or not for us, its address
- * and what to do are with it. Any other is left as it is.
+ * An error as whoever typed a command is to read it: what a server or its client said is told with the server's address,
+ * and with what to do. An error of our own code is left as it is, whatever its words.
  *
  * @param from the server, where it is known whose error it is
  */
-export function inWords(error: unknown, config: Config, from?: Server): unknown {
+export function inWords(error: unknown, config: Config, from: Server | undefined = serverOf(error)): unknown {
   if (error instanceof Refusal) return error;
   const said = reasonOf(error).replace(/^((PostgreSQL|Redis|not ready): )+/, '');
+  if (from === 'Redis') {
+    const { said: plain, remedy } = redisInWords(said);
+    if (remedy) return refusal('Redis', config, plain.replace(/([.,] .*|\.)$/, ''), remedy);
+    return refusal('Redis', config, said, ...ofCertificates(said));
+  }
   const state = stateOf(error);
-  const ofPostgres = postgresRemedy(state);
-  if (ofPostgres)
-    return refusal('PostgreSQL', config, said.includes(`(${state})`) ? said : `${said} (${state})`, ofPostgres);
-  const ofRedis = from !== 'PostgreSQL' && redisRemedy(said);
-  if (ofRedis) return refusal('Redis', config, said.replace(/([.,] .*|\.)$/, ''), ofRedis);
-  return from ? refusal(from, config, said, ...ofCertificates(said)) : error;
+  const remedy = postgresRemedy(state);
+  if (remedy) return refusal('PostgreSQL', config, said.includes(`(${state})`) ? said : `${said} (${state})`, remedy);
+  return from ? refusal(from, config, said, ...ofCertificates(said), ...ofLostConnections(said)) : error;
+}
+
+/** Which server an error came from, by who threw it; undefined if it is our own. */
+export function serverOf(error: unknown): Server | undefined {
+  if (error instanceof NotReady) return error.server;
+  if (isOfRedis(error)) return 'Redis';
+  return isOfPostgres(error) || error instanceof Unreached ? 'PostgreSQL' : undefined;
+}
+
+/** What to do if PostgreSQL or its client says that the connection is gone. */
+function ofLostConnections(said: string): string[] {
+  const lost = /^(Connection terminated|Server has closed the connection|Can't reach database server)|ECONN|EPIPE/;
+  return lost.test(said) ? ['see whether it runs and can be reached, and do this again'] : [];
 }
 
 /** What to do about a certificate that Node refuses, of whichever server. */
@@ -254,15 +307,10 @@ function ofCertificates(said: string): string[] {
   return said.includes("certificate's altnames") ? ['name the host as the certificate does'] : [];
 }
 
-/** The SQLSTATE of whatever it was that PostgreSQL said. */
+/** The SQLSTATE of what PostgreSQL said, here or further down among the causes. */
 function stateOf(error: unknown): string | undefined {
   if (!(error instanceof Error)) return undefined;
-  const { code } = error as { code?: unknown };
-  // Prisma has codes of its own, and so has Node.
-  return (
-    sqlState(error) ??
-    (typeof code === 'string' && /^[\dA-Z]{5}$/.test(code) && !/^P\d/.test(code) ? code : stateOf(error.cause))
-  );
+  return sqlState(error) ?? stateOf(error.cause);
 }
 
 /** Nothing of it is loaded where no collector is named. */
@@ -298,6 +346,15 @@ export function quiet(log: Logger): (server: string) => (error: Error) => void {
   };
 }
 
+/** A server that did not answer in time, or not as it should. */
+class NotReady extends Error {
+  readonly server: Server | undefined;
+  constructor(server: string, cause: unknown) {
+    super(`${server}: not ready: ${reasonOf(cause)}`, { cause });
+    this.server = server === 'PostgreSQL' || server === 'Redis' ? server : undefined;
+  }
+}
+
 /** @throws {Error} naming the server, also where it does not answer in time */
 export async function within<T>(ms: number, server: string, promise: Promise<T>): Promise<T> {
   let timer: NodeJS.Timeout | undefined;
@@ -307,7 +364,9 @@ export async function within<T>(ms: number, server: string, promise: Promise<T>)
   try {
     return await Promise.race([promise, late]);
   } catch (error) {
-    throw new Error(`${server}: not ready: ${reasonOf(error)}`, { cause: error });
+    // What another server said stays its own.
+    const other = serverOf(error);
+    throw other && other !== server ? error : new NotReady(server, error);
   } finally {
     clearTimeout(timer);
   }

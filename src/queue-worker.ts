@@ -14,7 +14,7 @@ import { quiet } from './connections.ts';
 import type { Logger } from './logger.ts';
 import type { Metrics, Outcome, QueueCounts } from './metrics.ts';
 import type { Process } from './processors/context.ts';
-import type { RedisConnection, TelemetryOf } from './queues/redis.ts';
+import { type RedisConnection, type TelemetryOf, workerName } from './queues/redis.ts';
 import { reasonOf } from './store/db.ts';
 
 export const MINUTE_MS = 60_000;
@@ -30,6 +30,7 @@ export function queueWorkers({
   config,
   log,
   connection,
+  identity,
   withoutInfo = false,
   telemetryOf,
   metrics,
@@ -37,6 +38,8 @@ export function queueWorkers({
   config: Config;
   log: Logger;
   connection: RedisConnection;
+  /** Of the database: the workers' name shows the beginning of it. */
+  identity: string;
   /** Redis does not answer INFO: BullMQ, which would wait for it for ever, takes it for an old one, and a job may start a second late. */
   withoutInfo?: boolean;
   telemetryOf?: TelemetryOf | undefined;
@@ -54,7 +57,7 @@ export function queueWorkers({
       telemetry: telemetryOf?.(queue),
       prefix: config.REDIS_PREFIX,
       concurrency,
-      name: `hourhand-${version}`, // no blanks: Redis refuses them in a connection's name
+      name: workerName(version, identity),
       // A worker that dies is missed after 15 s; a job may lose its worker many times before it is given up.
       lockDuration: 15_000,
       stalledInterval: 5_000,

@@ -4,6 +4,7 @@ import { type Connections, quiet } from './connections.ts';
 import { targetOf } from './processors/tell-webhook.ts';
 import { watchAlarms } from './processors/watch-alarms.ts';
 import { repeat } from './repeat.ts';
+import { settleWarnings } from './store/warnings.ts';
 
 const WATCH_MS = 30_000;
 
@@ -17,6 +18,18 @@ export function startWatch(connections: Connections, everyMs = WATCH_MS): { stop
   const onError = quiet(log)('alarms');
   const deps = { pool, log, policy, webhook: targetOf(config.ALARM_WEBHOOK_URL, config.ALARM_WEBHOOK_SECRET) };
   const stopping = new AbortController();
-  void repeat(everyMs, stopping.signal, () => watchAlarms(deps, stopping.signal).catch(onError));
+  const onOwner = quiet(log)('owner of the prefix');
+  void repeat(everyMs, stopping.signal, async () => {
+    await Promise.all([
+      watchAlarms(deps, stopping.signal).catch(onError),
+      watchOwner(connections).catch(onOwner), // of a Redis that is away nobody knows
+    ]);
+  });
   return { stop: async () => stopping.abort() };
+}
+
+/** Warn if the prefix in Redis belongs to another database: also where no worker of ours lives, because they were refused. */
+async function watchOwner({ pool, queues, ownership }: Connections): Promise<void> {
+  const look = await ownership.look();
+  await settleWarnings(pool, 'redis-owner', await ownership.findings(look, queues));
 }

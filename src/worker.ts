@@ -2,7 +2,8 @@
 
 import { setTimeout as sleep } from 'node:timers/promises';
 import { version } from './config.ts';
-import { type Connections, quiet, redisAddress } from './connections.ts';
+import { type Connections, quiet, redisAddress, serverOf } from './connections.ts';
+import { openHolder } from './holder.ts';
 import type { Metrics } from './metrics.ts';
 import { announceTransitionProcessor } from './processors/announce-transition.ts';
 import { askForProcessor } from './processors/ask-for.ts';
@@ -28,13 +29,14 @@ import { freeLost } from './producers/watchdog.ts';
 import { MINUTE_MS, queueWorkers } from './queue-worker.ts';
 import { auditHours } from './queues/audit.ts';
 import { announceTransition, checkModels, probeModel } from './queues/models.ts';
-import { maxmemoryPolicy, takesTurn, workerConnection } from './queues/redis.ts';
+import { isFinal, maxmemoryPolicy, takesTurn, workerConnection } from './queues/redis.ts';
 import { retainCalls } from './queues/retain.ts';
 import type { SchedulerId } from './queues/schedulers.ts';
 import { failStaleCalls } from './queues/stale.ts';
 import { rollUpHour, rollUpMarks, rollUpUsers } from './queues/stats.ts';
 import { repeat } from './repeat.ts';
 import { finishBackfills } from './store/backfills.ts';
+import { isDataError } from './store/db.ts';
 import { deriveWaiting } from './store/hour-models.ts';
 import { lateTotals } from './store/late.ts';
 import { nameOf } from './store/partitions.ts';
@@ -56,13 +58,15 @@ const DRAIN_MS = 4_000;
  *
  * @param env where the providers' keys are looked up by their names
  * @param metrics where what is counted is also served
+ * @param everyMs between two looks
  */
 export async function startWorker(
   connections: Connections,
   env: NodeJS.ProcessEnv = process.env,
   metrics?: Metrics,
+  everyMs = ENSURE_MS,
 ): Promise<{ stop(): Promise<void> }> {
-  const { config, log, pool, redis, queues, policy, stalePolicy, auditPolicy, kept, traces } = connections;
+  const { config, log, pool, redis, queues, ownership, policy, stalePolicy, auditPolicy, kept, traces } = connections;
   const onError = quiet(log);
   const found = await maxmemoryPolicy(redis);
   const withoutInfo = found.startsWith('unknown');
@@ -74,18 +78,23 @@ export async function startWorker(
   await lookAtClock();
   await coverFromNowOn(pool);
   let deploy = await deployOf(pool, version);
+  const { id: identity } = await ownership.claimant();
   // Opened once nothing can fail any more that would leave it open.
   const connection = workerConnection(redisAddress(config), onError('Redis'));
-  const work = queueWorkers({ config, log, connection, withoutInfo, telemetryOf: traces?.of, metrics });
+  const work = queueWorkers({ config, log, connection, identity, withoutInfo, telemetryOf: traces?.of, metrics });
   const deps = { pool, queues, policy };
   const keepAhead = partitionKeeper(connections);
+  /** The part of a look that is of Postgres alone. */
+  const ensureWithoutRedis = async () => {
+    await keepAhead().catch(onError('partitions'));
+    for (const backfill of await finishBackfills(pool)) log.info({ backfill }, 'backfill finished');
+  };
   const ensure = async () => {
     for (const wish of wishes(queues, config)) {
       const ensured = await ensureScheduler(pool, wish, deploy);
       if (ensured !== 'kept') log.info({ scheduler: wish.id, ensured }, 'scheduler ensured');
     }
-    await keepAhead().catch(onError('partitions'));
-    for (const backfill of await finishBackfills(pool)) log.info({ backfill }, 'backfill finished');
+    await ensureWithoutRedis();
     const { enqueued, marked } = await enqueueOwed(deps);
     await warnOfLate(connections);
     const lost = await freeLost(queues, { enqueued, marked: [...marked, ...(await enqueueUntold(deps))] });
@@ -118,6 +127,8 @@ export async function startWorker(
     work(announceTransition.queue, 4, MINUTE_MS, announceTransitionProcessor({ pool, webhook })),
   ];
   const stopping = new AbortController();
+  const holder = openHolder(connections, workers);
+  const failed = (error: Error) => onError(serverOf(error) ?? 'ensure')(error);
   let ensuring = ensure();
   const stop = async () => {
     stopping.abort();
@@ -133,10 +144,15 @@ export async function startWorker(
   try {
     await ensuring;
   } catch (error) {
-    await stop();
-    throw error;
+    // A server that goes away is waited for, as at any later look. What no waiting mends ends the process, which has only begun.
+    if (!passes(error)) {
+      await stop();
+      throw error;
+    }
+    failed(error);
   }
   const lookInTurn = async () => {
+    if (!(await holder.look())) return ensureWithoutRedis();
     // A turn of its own: one of 0.6 would take the other, and PostgreSQL refuses what it does with it.
     if (!(await takesTurn(redis, config.REDIS_PREFIX, 'look-2', TURN_MS))) return;
     await ensure();
@@ -148,12 +164,18 @@ export async function startWorker(
     // The clock was fast when this process started: later deploys of its version would have no say until then.
     if (trusted && deploy.startedAt > now) deploy = await deployOf(pool, version);
   };
-  ensuring = repeat(ENSURE_MS, stopping.signal, async () => {
+  ensuring = repeat(everyMs, stopping.signal, async () => {
     await watchClock().catch(onError('clock'));
-    await lookInTurn().catch(onError('ensure'));
+    await lookInTurn().catch(failed);
   });
   log.info({ version, concurrency: config.WORKER_CONCURRENCY }, 'worker started');
   return { stop };
+}
+
+/** Whether an error is of a server that may be there again, and take us again, a moment later. */
+function passes(error: unknown): error is Error {
+  const server = serverOf(error);
+  return server === 'Redis' ? !isFinal(error as Error) : server === 'PostgreSQL' && !isDataError(error);
 }
 
 /** Nothing but waiting, so many at once in each process; a provider's own concurrency is counted in Postgres. */

@@ -14,7 +14,7 @@ import { afterAll, beforeAll, describe, expect, test } from 'vitest';
 import { home, version } from '../src/config.ts';
 import { recountHour } from '../src/store/ledger.ts';
 import { createDatabase, serverUrl } from './support/database.ts';
-import { type Hourhand, h, holdUser, startHourhand, until } from './support/hourhand.ts';
+import { forget, type Hourhand, h, holdUser, startHourhand, until } from './support/hourhand.ts';
 
 /** Nobody is there: what ends with 0 or 2 has asked no server. */
 const nowhere = {
@@ -39,6 +39,8 @@ const commands = [
   'stale',
   'retain',
   'partition',
+  'claim-redis',
+  'identity',
   'credentials',
   'completion',
   'status',
@@ -443,7 +445,10 @@ describe.concurrent('a server that does not answer ends a command with 1, and on
     await using hourhand = await startHourhand();
     await hourhand.pool.$executeRaw`alter table "StatSchedule" rename to "elsewhere"`;
     const { code, stderr } = await hourhand.run(['worker']);
-    expect([code, stderr]).toEqual([1, 'hourhand: relation "StatSchedule" does not exist (42P01)\n']);
+    expect([code, stderr]).toEqual([
+      1,
+      expect.stringMatching(/^hourhand: PostgreSQL at \S+: relation "StatSchedule" does not exist \(42P01\)\n$/),
+    ]);
   });
 
   test.each([['status'], ['migrate'], ['import', '-']])('no PostgreSQL, for %s', async (...args) => {
@@ -504,6 +509,7 @@ describe.concurrent('what stays until it is stopped', () => {
   test('is everything, for an empty database: up migrates, schedules, works and serves, and ends with 0 on Ctrl-C', async () => {
     await using hourhand = await startHourhand();
     await using database = await createDatabase({ migrated: false });
+    await forget(hourhand.redis, hourhand.prefix); // it is another database's from now on
     const up = start(
       { ...hourhand.environment, DATABASE_URL: database.url, MODEL_CALL_STATS_CRON_TIME: '0 1 * * * *' },
       ['up'],
@@ -575,6 +581,15 @@ test.concurrent('a database without the schema is not asked further, and what to
     code: 0,
     line: expect.stringMatching(/^applied \d+_first\n(applied \d+_\w+\n)*\d+ applied\n$/),
   });
+});
+
+test('an error from below that is a RangeError of JavaScript ends with 1: nothing was typed wrong', async () => {
+  await using hourhand = await startHourhand();
+  await hourhand.record({ user: 'ada', at: '2026-08-20T13:10:00Z' });
+  await hourhand.backfill(h('2026-08-20T13'));
+  await hourhand.pool.$executeRaw`update "Backfill" set "requestedAt" = 'infinity'`;
+  const { code, stderr } = await hourhand.run(['backfills']);
+  expect([code, stderr]).toEqual([1, expect.stringMatching(/^hourhand: .+\n$/)]);
 });
 
 describe('wrong usage ends with 2, and one line that says what was expected and what was found:', () => {

@@ -8,15 +8,17 @@ import { Redis } from 'ioredis';
 import { afterAll, beforeAll, describe, expect, test } from 'vitest';
 import { gatherStatus } from '../src/commands/status.ts';
 import { migrations, readConfig } from '../src/config.ts';
-import { openConnections } from '../src/connections.ts';
+import { inWords, openConnections, redisAddress, within } from '../src/connections.ts';
 import { createLogger } from '../src/logger.ts';
 import { maxmemoryPolicy, producerConnection, untilReady } from '../src/queues/redis.ts';
 import { connect } from '../src/store/db.ts';
 import { migrate } from '../src/store/migrate.ts';
 import { forgetModels, giveProviders, providerIds, providerOf } from '../src/store/models.ts';
+import { startWorker } from '../src/worker.ts';
 import { redisHere, redisSpeaksTls, startCluster, startTlsServers } from './support/cluster-and-tls.ts';
 import { serverUrl } from './support/database.ts';
 import { type Hourhand, h, startHourhand, until } from './support/hourhand.ts';
+import { ownServers } from './support/servers.ts';
 
 if (!redisHere) console.log('skipped: no redis-server is on this machine for a cluster of our own');
 if (!redisSpeaksTls) console.log('skipped: the Redis of this machine is built without TLS');
@@ -335,6 +337,89 @@ describe.concurrent('credentials that are not taken are not told', () => {
     const { code, stdout, stderr } = await hourhand.run(args, '', { ...env, LOG_LEVEL: 'trace' });
     expect([code, stderr]).toEqual([1, expect.stringMatching(says)]);
     expect(stdout + stderr).not.toContain('s3cr3t');
+  });
+});
+
+describe('a server that goes away', () => {
+  test('during the first look of a worker that is at work does not end it: a later look makes up for it', async () => {
+    await using servers = await ownServers('first-look', 'redis');
+    await using hourhand = await startHourhand(servers.env);
+    const { pool, logged } = hourhand;
+    const [hour] = hours;
+    await hourhand.record(...calls);
+    await hourhand.cover(hours[0], hours[1]);
+    const locked = await pool.$transaction(async (db) => {
+      // The first look stops at the first scheduler, with the queues' workers at work.
+      await db.$executeRaw`lock table "StatSchedule" in exclusive mode`;
+      const starting = startWorker(hourhand, hourhand.environment, undefined, 200);
+      starting.catch(() => {});
+      await until(
+        () => hourhand.queues.hours.getWorkersCount(),
+        (workers) => workers === 1,
+      );
+      await servers.kill('redis');
+      return { starting };
+    });
+    const worker = await locked.starting;
+    try {
+      expect(logged.some(({ msg }) => msg === 'worker started')).toBe(true);
+      const failed = logged.filter(({ server, msg }) => server === 'Redis' && msg === 'server error');
+      expect(failed.length).toBeGreaterThan(0);
+      await servers.restart();
+      await hourhand.reaches(hour, 'closed');
+    } finally {
+      await worker.stop();
+    }
+  });
+
+  test('is named in the line that ends a process, with what to do; so is one that refuses', async () => {
+    await using hourhand = await startHourhand();
+    const { config, pool } = hourhand;
+    const lineOf = async (asked: Promise<unknown>) =>
+      asked.then(
+        () => 'done',
+        (error: unknown) => String(inWords(error, config)),
+      );
+    const redis = producerConnection(redisAddress(config), () => {});
+    await untilReady(redis, 10_000);
+    expect(await lineOf(redis.hget('{none}:any', 'a').then(() => redis.call('NO-SUCH-COMMAND')))).toMatch(
+      /^Error: Redis at 127\.0\.0\.1:\d+: ERR unknown command/,
+    );
+    redis.disconnect();
+    const away =
+      /^Error: Redis at 127\.0\.0\.1:\d+: there is no connection: see whether it runs and can be reached, and do this again$/;
+    expect(await lineOf(redis.get('{none}:any'))).toMatch(away);
+    expect(await lineOf(maxmemoryPolicy(redis))).toMatch(away);
+
+    const pid = 'select pg_terminate_backend(pg_backend_pid())';
+    expect(await lineOf(pool.$queryRawUnsafe(pid))).toMatch(
+      /^Error: PostgreSQL at 127\.0\.0\.1:\d+: .*(57P01|terminat)/,
+    );
+    const state = (code: string) => `do $$ begin raise 'NOPERM, and OOM' using errcode = '${code}'; end $$`;
+    expect(await lineOf(pool.$executeRawUnsafe(state('42P05')))).toMatch(/^Error: PostgreSQL at \S+ NOPERM, .*42P05/);
+    expect(await lineOf(pool.$executeRawUnsafe(state('P0001')))).toMatch(/^Error: PostgreSQL at \S+ NOPERM, .*P0001/);
+  });
+
+  test('is not blamed for what another said while it was asked, nor for words of our own', async () => {
+    await using hourhand = await startHourhand();
+    const { config, pool } = hourhand;
+    const sql = `do $$ begin raise 'twice' using errcode = '42P05'; end $$`;
+    const said = await within(5_000, 'Redis', pool.$executeRawUnsafe(sql)).catch((error: unknown) =>
+      String(inWords(error, config)),
+    );
+    expect(said).toMatch(/^Error: PostgreSQL at \S+ twice \(42P05\): /);
+    for (const text of ['OOM in the mine', 'a provider said NOPERM', 'Connection is closed.']) {
+      const own = new Error(text);
+      expect(inWords(own, config)).toBe(own);
+    }
+  });
+
+  test('Redis is not what status says is away if PostgreSQL refuses', async () => {
+    await using hourhand = await startHourhand();
+    const { pool } = hourhand;
+    await pool.$executeRaw`alter table "StatSchedule" rename to "Elsewhere"`;
+    const { code, stderr } = await hourhand.run(['status']);
+    expect([code, stderr]).toEqual([1, expect.stringMatching(/^hourhand: PostgreSQL at \S+ .*StatSchedule.*42P01/)]);
   });
 });
 

@@ -345,7 +345,7 @@ describe('the attempts at jobs', () => {
     const { config, log } = hourhand;
     const metrics = openMetrics();
     const connection = workerConnection(redisAddress(config), () => {});
-    const work = queueWorkers({ config, log, connection, metrics });
+    const work = queueWorkers({ config, log, connection, identity: 'test', metrics });
     const [worker, other] = [
       work(hourhand.queues.stale.name, 1, 60_000, async () => {
         throw new Error('the disk is full');

@@ -41,6 +41,7 @@ test('an empty database gets all of them, in order, and each is said as it is do
       'StatChange',
       'StatClock',
       'StatHour',
+      'StatIdentity',
       'StatLate',
       'StatMark',
       'StatModel',

@@ -1,11 +1,11 @@
 // hourhand backfill: ask for past hours, and wait for them if wanted.
 
 import { setTimeout as sleep } from 'node:timers/promises';
-import type { Connections } from '../connections.ts';
+import { type Connections, serverOf } from '../connections.ts';
 import { backfillHours, backfillUser } from '../producers/backfills.ts';
-import { workersOn } from '../queues/redis.ts';
 import { backfillOf, type FailedHour, finishBackfills } from '../store/backfills.ts';
 import { startOfRunningHour } from '../store/ledger.ts';
+import { lastClosedAt } from '../store/progress.ts';
 import { type Only, surveyBackfill } from '../store/survey.ts';
 import { type Range, spell } from '../time/range.ts';
 import { openProgress } from './progress.ts';
@@ -71,14 +71,47 @@ async function oneUser(
   return options.wait && hours.length > 0 ? waitFor(connections, backfill, hours.length) : 0;
 }
 
-/** Look until nothing of a backfill is pending, showing how far it is. Says when it is paused, and when nobody works. */
-async function waitFor(connections: Connections, id: number, total: number): Promise<number> {
-  const { pool, queues } = connections;
+/** How long `--wait` waits, in milliseconds. */
+export interface Patience {
+  /** While no hour at all closes, and it is known why: no worker, a pause, a prefix in Redis that is another's. */
+  readonly stopped: number;
+  /** While no hour at all closes, and nothing is known to be wrong: one may be a long one. */
+  readonly idle: number;
+  /** While other hours close, but none of this backfill. */
+  readonly behind: number;
+  /** While nothing moves, until it is asked why, and again. */
+  readonly ask: number;
+}
+
+const MINUTE_MS = 60_000;
+export const PATIENCE: Patience = {
+  stopped: 10 * MINUTE_MS,
+  idle: 60 * MINUTE_MS,
+  behind: 24 * 60 * MINUTE_MS,
+  ask: 5_000,
+};
+
+const LOOK_MS = 250;
+/**
+ * Look until nothing of a backfill is pending, showing how far it is. Says what it waits for, and gives up if nothing moves
+ * for too long. The backfill itself goes on: waiting for it is all that ends.
+ *
+ * @returns the exit code
+ */
+export async function waitFor(
+  connections: Connections,
+  id: number,
+  total: number,
+  patience: Patience = PATIENCE,
+): Promise<number> {
+  const { pool } = connections;
   const progress = openProgress('hours', total);
-  let idleLooks = 0;
-  let paused = false;
+  const any = openStopwatch();
+  const own = openStopwatch();
+  let why: string | undefined;
+  let askedAt = Date.now();
   try {
-    for (let before = -1; ; ) {
+    for (;;) {
       const found = await backfillOf(pool, id);
       if (!found) throw new Error(`expected backfill ${id}, got none: its row was deleted`);
       const { state, hours, pending, settledBy } = found;
@@ -92,20 +125,66 @@ async function waitFor(connections: Connections, id: number, total: number): Pro
         progress.stop();
         return report(found);
       }
-      if (state === 'paused' && !paused) {
-        progress.note(`backfill ${id} was paused by ${settledBy}; it goes on with hourhand backfills resume ${id}`);
+      const ownMs = own.since(pending);
+      const anyMs = any.since(`${pending} ${(await lastClosedAt(pool))?.getTime()}`);
+      const paused =
+        state === 'paused'
+          ? `backfill ${id} was paused by ${settledBy}; it goes on with hourhand backfills resume ${id}`
+          : undefined;
+      if (paused || anyMs < patience.ask || Date.now() - askedAt > patience.ask) {
+        const now = paused ?? (anyMs < patience.ask ? undefined : await whyIdle(connections));
+        if (now && now !== why) progress.note(now);
+        why = now;
+        askedAt = Date.now();
       }
-      paused = state === 'paused';
-      idleLooks = pending === before && !paused ? idleLooks + 1 : 0;
-      before = pending;
-      // Asked for again and again, for Redis may be away: what counts is in Postgres.
-      if (idleLooks % 40 === 20 && (await workersOn(queues.hours)) === 0) {
-        progress.note('no worker is there to roll them up: start one with hourhand worker');
+      const limit = why ? patience.stopped : patience.idle;
+      const idleMs = paused ? ownMs : anyMs;
+      if (idleMs > limit || ownMs > patience.behind) {
+        const [what, ms] =
+          idleMs > limit ? ['nothing has moved', limit] : ['none of its hours has closed', patience.behind];
+        const said = why ?? 'hourhand status shows what the workers are at';
+        progress.note(`gave up waiting: ${what} for ${inWords(ms)}: ${said}. Backfill ${id} stays asked for`);
+        return 1;
       }
-      await sleep(250);
+      await sleep(LOOK_MS);
     }
   } finally {
     progress.stop();
+  }
+}
+
+/** How long something has stayed as it is. */
+function openStopwatch(): { since(sign: string | number): number } {
+  let last: string | number | undefined;
+  let at = Date.now();
+  return {
+    since(sign) {
+      if (sign !== last) at = Date.now();
+      last = sign;
+      return Date.now() - at;
+    },
+  };
+}
+
+function inWords(ms: number): string {
+  return ms >= MINUTE_MS ? `${Math.round(ms / MINUTE_MS)} minutes` : `${ms / 1_000} s`;
+}
+
+/** What keeps hours from being rolled up, and what to type; undefined if nothing is known of. A Redis that is away says nothing. */
+async function whyIdle({ queues, ownership }: Connections): Promise<string | undefined> {
+  try {
+    const { foreign } = await ownership.look();
+    if (foreign) return `${foreign.detail}: ${foreign.remedy}`;
+    const workers = await ownership.workersOn(queues.hours);
+    if (workers?.length === 0) return 'no worker is there to roll them up: start one with hourhand worker';
+    for (const queue of [queues.hours, queues.users, queues.marks]) {
+      if (await queue.isPaused()) return `the queue ${queue.name} is paused: resume it in the board`;
+    }
+    return undefined;
+  } catch (error) {
+    if (serverOf(error) === 'Redis')
+      return 'Redis does not answer: what is asked for is enqueued when it is there again';
+    throw error;
   }
 }
 

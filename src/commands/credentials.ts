@@ -7,6 +7,7 @@ import { text } from 'node:stream/consumers';
 import { hash } from 'bcryptjs';
 import { isName, MAX_PASSWORD_BYTES, nameExpected, type Role, tokenHash } from '../dashboard/credentials.ts';
 import { say } from './say.ts';
+import { UsageError } from './usage.ts';
 
 /** What a guess costs, at us as at whoever steals the file: about a third of a second. */
 const COST = 12;
@@ -15,10 +16,10 @@ const MIN_PASSWORD = 8;
 /**
  * Print the line to standard output. A password comes from standard input; a token is made, and told once, on standard error.
  *
- * @throws {RangeError} where the name or the password cannot be one
+ * @throws {UsageError} where the name or the password cannot be one
  */
 export async function credentials(name: string, { role, token }: { role: Role; token: boolean }): Promise<number> {
-  if (!isName(name)) throw new RangeError(`expected ${nameExpected}, got ${JSON.stringify(name)}`);
+  if (!isName(name)) throw new UsageError(`expected ${nameExpected}, got ${JSON.stringify(name)}`);
   process.stdout.write(`${name}:${role}:${token ? newToken() : await hash(await password(), COST)}\n`);
   return 0;
 }
@@ -32,7 +33,7 @@ function newToken(): string {
 async function password(): Promise<string> {
   const given = process.stdin.isTTY ? await typed() : (await text(process.stdin)).replace(/\r?\n$/, '');
   if (given.length < MIN_PASSWORD || Buffer.byteLength(given) > MAX_PASSWORD_BYTES || /[\0\r\n]/.test(given)) {
-    throw new RangeError(
+    throw new UsageError(
       `expected a password of one line, at least ${MIN_PASSWORD} characters and at most ${MAX_PASSWORD_BYTES} bytes, got another`,
     );
   }
@@ -48,7 +49,7 @@ async function typed(): Promise<string> {
     say('password:');
     const first = await terminal.question('');
     say('once more:');
-    if ((await terminal.question('')) !== first) throw new RangeError('expected the same password twice, got two');
+    if ((await terminal.question('')) !== first) throw new UsageError('expected the same password twice, got two');
     return first;
   } finally {
     terminal.close();

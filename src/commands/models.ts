@@ -4,14 +4,16 @@ import { readFile } from 'node:fs/promises';
 import { text } from 'node:stream/consumers';
 import { setTimeout as sleep } from 'node:timers/promises';
 import Table from 'cli-table3';
-import { type Connections, redisAddress } from '../connections.ts';
-import { requestCheck } from '../producers/models.ts';
+import { type Connections, redisAddress, serverOf } from '../connections.ts';
+import { checkLimitSeconds } from '../processors/probe-model.ts';
+import { hasJob, requestCheck } from '../producers/models.ts';
 import { listModels } from '../providers/ask.ts';
 import { guessType } from '../providers/guess-type.ts';
 import { readProviders } from '../providers/read-file.ts';
 import { queueWorkers } from '../queue-worker.ts';
-import { workerConnection, workersOn } from '../queues/redis.ts';
-import { type Check, checkOf, probesAnswered, probesSpent } from '../store/checks.ts';
+import { workerConnection } from '../queues/redis.ts';
+import { type Check, checkOf, expireCheck, probesAnswered, probesSpent } from '../store/checks.ts';
+import type { Pool } from '../store/db.ts';
 import { CREDITS, readDecimal } from '../store/decimals.ts';
 import { type StatusLine, statusLines } from '../store/model-status.ts';
 import { discoverModels, forgetModels, giveProviders, providerIds, providerOf } from '../store/models.ts';
@@ -106,9 +108,9 @@ export async function checkNow(
 ): Promise<number> {
   const interval = await connections.modelPolicy.interval();
   // Where nobody says whether somebody is there, one more does no harm.
-  const alone = ((await workersOn(connections.queues.checks)) ?? 0) === 0;
+  const alone = !(await connections.ownership.workersOn(connections.queues.checks))?.length;
   const asked = await requestCheck(connections, { names: models, probe, requestedBy, interval });
-  const workers = alone ? workHere(connections) : undefined;
+  const workers = alone ? await workHere(connections) : undefined;
   try {
     const check = await ended(connections, asked.check);
     const looked = new Set(
@@ -138,37 +140,91 @@ function report({ outcome }: Check): number {
   return 0;
 }
 
-/** A tenth of a second each. */
-const GONE_LOOKS = 200;
+const LOOK_MS = 100;
+/** Redis is asked less often than Postgres. */
+const REDIS_LOOK_MS = 1_000;
+/** Not at once: a worker may be on its way to take the place of another. */
+const GONE_MS = 20_000;
 
-/** Wait for a check to be judged, showing how many of its probes have an answer. */
-async function ended({ pool, queues }: Connections, id: number): Promise<Check> {
+/**
+ * Wait for a check to be judged, showing how many of its probes have an answer. A check that will not be judged is ended.
+ *
+ * @throws {Error} saying why, after the longest time that its probes may take at the latest
+ */
+async function ended(connections: Connections, id: number): Promise<Check> {
+  const { pool, modelPolicy } = connections;
   const progress = openProgress('probes', 0);
-  let alone = 0;
+  const limitMs = checkLimitSeconds(modelPolicy) * 1_000;
+  const since = Date.now();
+  const missing = watchJob(connections, id, progress.note);
   try {
     for (;;) {
+      // Before the check: a job that is over has ended it.
+      const missed = await missing();
       const check = await checkOf(pool, id);
-      if (check?.finishedAt) return check;
-      if (!check) throw new Error(`check ${id} is gone`);
+      if (!check) throw new Error(`check ${id} is gone: its row was deleted`);
+      const { expired } = Object(check.outcome);
+      if (expired) throw new Error(`check ${id} was not judged: ${expired}`);
+      if (check.finishedAt) return check;
       const { probes, answered } = await probesAnswered(pool, id);
       progress.update(answered, probes);
-      // Not at once: a worker may be on its way to take the place of another.
-      alone = (await workersOn(queues.checks)) === 0 ? alone + 1 : 0;
-      if (alone > GONE_LOOKS) {
-        throw new Error('the workers that looked at the models are gone: start one with hourhand worker');
-      }
-      await sleep(100);
+      const late = Date.now() - since > limitMs ? `it took more than ${limitMs / 1_000} s` : undefined;
+      const why = missed ?? late;
+      if (why) throw await givenUp(pool, id, why);
+      await sleep(LOOK_MS);
     }
   } finally {
     progress.stop();
   }
 }
 
+async function givenUp(pool: Pool, id: number, why: string): Promise<Error> {
+  await expireCheck(pool, id, why);
+  return new Error(`check ${id} was not judged: ${why}`);
+}
+
+/** Says why a check will never be judged, as far as Redis knows; a Redis that is away is waited for. */
+function watchJob(
+  { queues, ownership, config }: Connections,
+  id: number,
+  note: (line: string) => void,
+): () => Promise<string | undefined> {
+  let next = 0;
+  let workedAt = Date.now();
+  let paused = false;
+  const look = async (): Promise<string | undefined> => {
+    const { foreign } = await ownership.look();
+    if (foreign) return `${foreign.detail}: ${foreign.remedy}`;
+    if (!(await hasJob(queues, id))) {
+      return (
+        `its job is over or gone, and nobody has judged it: a worker of another database may take jobs under the prefix ` +
+        `${config.REDIS_PREFIX} (set REDIS_PREFIX there to one of its own), or Redis lost its data`
+      );
+    }
+    const queue = [queues.checks, queues.probes];
+    const stopped = (await Promise.all(queue.map((one) => one.isPaused()))).indexOf(true);
+    if (stopped >= 0 && !paused) note(`the queue ${queue[stopped]?.name} is paused: resume it in the board`);
+    paused = stopped >= 0;
+    if ((await ownership.workersOn(queues.checks))?.length !== 0) workedAt = Date.now();
+    if (Date.now() - workedAt < GONE_MS) return undefined;
+    return 'the workers that looked at the models are gone: start one with hourhand worker';
+  };
+  return async () => {
+    if (Date.now() < next) return undefined;
+    next = Date.now() + REDIS_LOOK_MS;
+    return look().catch((error: unknown) => {
+      if (serverOf(error) !== 'Redis') throw error;
+      return undefined;
+    });
+  };
+}
+
 /** The workers that a check needs, in this process. */
-function workHere(connections: Connections): { stop(): Promise<void> } {
-  const { config, log } = connections;
+async function workHere(connections: Connections): Promise<{ stop(): Promise<void> }> {
+  const { config, log, ownership } = connections;
+  const { id: identity } = await ownership.claimant();
   const connection = workerConnection(redisAddress(config), () => {});
-  const workers = checkWorkers(queueWorkers({ config, log, connection }), connections, process.env);
+  const workers = checkWorkers(queueWorkers({ config, log, connection, identity }), connections, process.env);
   return {
     stop: async () => {
       await Promise.race([Promise.all(workers.map((worker) => worker.close())), sleep(2_000)]);

@@ -3,6 +3,18 @@
 import { type Argument, type Command, InvalidArgumentError, type Option } from 'commander';
 import { closestMatch } from 'leven';
 
+/** What was typed cannot be done, and nothing was begun. The one error that ends a command with 2, beside a wrong environment. */
+export class UsageError extends Error {}
+
+/** Read what was typed: what the reader throws is wrong usage. Nothing that asks a server belongs in here. */
+export function typed<Value>(read: () => Value): Value {
+  try {
+    return read();
+  } catch (cause) {
+    throw new UsageError(cause instanceof Error ? cause.message : String(cause), { cause });
+  }
+}
+
 /**
  * The words as commander takes them: `help x` is `x --help`, and nothing at all, behind an idle command, asks for help.
  * A command or an option that there is none of is told here, for commander passes over a wrong word before `--help` and

@@ -4,7 +4,7 @@ import { Router } from 'express';
 import { Gauge, Registry } from 'prom-client';
 import { type Connections, quiet, within } from '../connections.ts';
 import { inspectScheduler, wishes } from '../producers/schedules.ts';
-import { depthsOf, STATES, workersOn } from '../queues/redis.ts';
+import { depthsOf, STATES } from '../queues/redis.ts';
 import { probesSpent } from '../store/checks.ts';
 import { statusLines } from '../store/model-status.ts';
 import { hourFigures, ledgerStatus } from '../store/progress.ts';
@@ -87,8 +87,8 @@ const sources: Record<string, (connections: Connections) => Promise<Figure[]>> =
     ];
   },
 
-  async redis({ queues }) {
-    const [depths, workers] = await Promise.all([depthsOf(queues), workersOn(queues.hours)]);
+  async redis({ queues, ownership }) {
+    const [depths, workers] = await Promise.all([depthsOf(queues), ownership.workersOn(queues.hours)]);
     return [
       [
         'hourhand_queue_jobs',
@@ -100,7 +100,7 @@ const sources: Record<string, (connections: Connections) => Promise<Figure[]>> =
         'Whether a queue is paused.',
         ...depths.map(({ queue, paused }) => [Number(paused), { queue }] as const),
       ],
-      ['hourhand_workers', 'Worker processes, in the whole cluster.', ...known(workers)],
+      ['hourhand_workers', 'Worker processes, in the whole cluster.', ...known(workers?.length)],
     ];
   },
 

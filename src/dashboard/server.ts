@@ -21,6 +21,7 @@ import { boundedUrl, fromOurPages } from './guard.ts';
 import { alive, readiness } from './health.ts';
 import { metrics as scraped } from './metrics.ts';
 import { models } from './models.ts';
+import { onlyOwnersWrite } from './owner.ts';
 import { assets, pages, showProblem } from './pages/routes.tsx';
 import { openSessions, type Sessions } from './sessions.ts';
 import { signIn } from './sign-in.tsx';
@@ -148,6 +149,7 @@ function dashboard(
     .use(signIn(connections, { credentials: policy.credentials, sessions }))
     .use(gate)
     .use(onlyOperatorsWrite)
+    .use(onlyOwnersWrite(connections))
     .use(scraped(connections, metrics.registry))
     .use(models(connections))
     .use(account(connections))

@@ -1,8 +1,8 @@
 // What is the state of everything?
 
 import { type Connections, within } from '../connections.ts';
-import { type Inspected, inspectScheduler, wishes } from '../producers/schedules.ts';
-import { depthsOf, versionsOn } from '../queues/redis.ts';
+import { compareScheduler, type Inspected, wishes } from '../producers/schedules.ts';
+import { depthsOf } from '../queues/redis.ts';
 import { openAlarms } from '../store/alarms.ts';
 import { auditStatus } from '../store/audit.ts';
 import { probesSpent } from '../store/checks.ts';
@@ -10,6 +10,7 @@ import { reasonOf } from '../store/db.ts';
 import { statusLines } from '../store/model-status.ts';
 import { hasStrays, layoutOf } from '../store/partitions.ts';
 import { ledgerStatus } from '../store/progress.ts';
+import { allSchedules } from '../store/schedules.ts';
 import { olderTransactions } from '../store/seam.ts';
 import { failedLately } from '../store/stale.ts';
 import { waitingHours } from '../store/standing.ts';
@@ -40,12 +41,15 @@ export async function statusOf(connections: Connections) {
   return { now: ledger.now, ledger, waiting, older, audit, models, spent, stale, alarms, layout, strays, ...ofRedis };
 }
 
-async function redisStatus({ pool, queues, config }: Connections) {
+/** What Postgres has to say about it is asked before, so that its errors and its delays are not taken for those of Redis. */
+async function redisStatus({ pool, queues, config, ownership }: Connections) {
+  const [known, own] = await Promise.all([allSchedules(pool), ownership.claimant()]);
+  const scheduleOf = (id: string) => known.find((schedule) => schedule.id === id);
   const asked = async () => ({
     redis: null,
-    schedulers: await Promise.all(wishes(queues, config).map((wish) => inspectScheduler(pool, wish))),
+    schedulers: await Promise.all(wishes(queues, config).map((wish) => compareScheduler(scheduleOf(wish.id), wish))),
     queues: await depthsOf(queues),
-    workers: await versionsOn(queues.hours),
+    workers: (await ownership.workersOn(queues.hours, own))?.map(({ version }) => version),
   });
   try {
     return await within(LIMIT_MS, 'Redis', asked());

@@ -1,7 +1,7 @@
 // How are the models looked at?
 
 import { type Job, WaitingChildrenError } from 'bullmq';
-import { announceTransitions } from '../producers/models.ts';
+import { announceTransitions, expireLostChecks } from '../producers/models.ts';
 import { addJobs, jobOf, parseData } from '../queues/define-job.ts';
 import { type CheckData, checkModels, probeJobId, probeModel } from '../queues/models.ts';
 import type { Queues } from '../queues/redis.ts';
@@ -31,8 +31,9 @@ import {
 import { type ModelCallType, type ModelKey, modelsNamed } from '../store/models.ts';
 import type { Context } from './context.ts';
 import { type JudgePolicy, judge, sayOf, suspectProviders } from './judge-model.ts';
+import { checkLimitSeconds, type ProbePolicy } from './probe-model.ts';
 
-export interface CheckPolicy extends JudgePolicy, ProbeBudget {
+export interface CheckPolicy extends JudgePolicy, ProbeBudget, Pick<ProbePolicy, 'timeoutSeconds'> {
   /** Types of which a probe asks for a real generation, rather than for the model's record. */
   readonly generate: readonly ModelCallType[];
   readonly historyDays: number;
@@ -60,6 +61,9 @@ export function checkModelsProcessor(deps: CheckDeps) {
   return async ({ job, token, signal, log }: Context): Promise<unknown> => {
     let data = parseData(checkModels, job);
     if (data.step === 'plan') {
+      const lost = await expireLostChecks(deps, checkLimitSeconds(policy));
+      if (lost.length > 0)
+        log.warn({ checks: lost }, 'checks of models that no job stood for: ended without a judgement');
       if (data.check === 0) {
         const asked = { models: [], probe: false, interval: await policy.interval() };
         data = await store(job, { step: 'plan', check: await beginCheck(pool, asked) });

@@ -3,7 +3,7 @@
 import { addJobs, jobOf } from '../queues/define-job.ts';
 import { announceTransition, checkModels } from '../queues/models.ts';
 import type { Queues } from '../queues/redis.ts';
-import { beginCheck, type Check } from '../store/checks.ts';
+import { beginCheck, type Check, expireCheck, unendedChecks } from '../store/checks.ts';
 import type { Db, Pool } from '../store/db.ts';
 import { unannounced } from '../store/model-status.ts';
 import { type ModelKey, modelsNamed } from '../store/models.ts';
@@ -51,6 +51,34 @@ export async function requestCheck(
   });
   await addJobs(queues.checks, [jobOf(checkModels, { step: 'plan', check })]);
   return { check, models };
+}
+
+/**
+ * End the checks of more than so many seconds ago that no job stands for any more: Redis lost it, or somebody took it who
+ * does not know the check. Nobody would ever judge them.
+ *
+ * @returns their ids
+ */
+export async function expireLostChecks(
+  { pool, queues }: { pool: Pool; queues: Queues },
+  seconds: number,
+): Promise<number[]> {
+  const old = await unendedChecks(pool, seconds);
+  if (old.length === 0) return [];
+  const jobs = await queues.checks.getJobs(['active', 'wait', 'prioritized', 'delayed', 'waiting-children']);
+  const live = new Set(jobs.map((job) => Object(job?.data).check));
+  const expired: number[] = [];
+  for (const check of old) {
+    if (live.has(check)) continue;
+    if (await expireCheck(pool, check, 'its job was gone from Redis')) expired.push(check);
+  }
+  return expired;
+}
+
+/** Whether a job stands for a check that somebody asked for. To be asked before the check: a job ends after its check. */
+export async function hasJob(queues: Queues, check: number): Promise<boolean> {
+  const id = checkModels.deduplicationId?.({ step: 'plan', check }) ?? '';
+  return (await queues.checks.getDeduplicationJobId(id)) !== null;
 }
 
 const MOST = 1_000;

@@ -33,7 +33,7 @@ export interface Patterns {
 }
 
 /** A scheduler was named that there is none of. */
-export class UnknownScheduler extends RangeError {}
+export class UnknownScheduler extends Error {}
 
 /**
  * The queue of a scheduler's ticks.
@@ -76,8 +76,15 @@ export interface Inspected {
 }
 
 /** Compare a scheduler in Redis with what the newest deploy says of it. Changes nothing. */
-export async function inspectScheduler(db: Db, { id, queue }: Pick<Wish, 'id' | 'queue'>): Promise<Inspected> {
-  const schedule = await scheduleOf(db, id);
+export async function inspectScheduler(db: Db, wish: Pick<Wish, 'id' | 'queue'>): Promise<Inspected> {
+  return compareScheduler(await scheduleOf(db, wish.id), wish);
+}
+
+/** The same, of a schedule that was read before: nothing is asked of Postgres. */
+export async function compareScheduler(
+  schedule: Schedule | undefined,
+  { id, queue }: Pick<Wish, 'id' | 'queue'>,
+): Promise<Inspected> {
   const found = await queue.getJobScheduler(id);
   const { pattern = null, lastAt = null, pausedAt = null, pausedBy = null } = schedule ?? {};
   const next = found?.next ? new Date(found.next) : null;

@@ -74,8 +74,32 @@ function open(
 ): RedisConnection {
   const common = { ...options, connectTimeout: 5_000, reconnectOnError, Connector };
   const redis = cluster ? openCluster(url, common) : new Redis(url, { ...common, retryStrategy });
+  markErrors(redis);
   onErrors(redis, onError);
   return redis;
+}
+
+/** The errors of commands: what Redis answered, and what the client says if there is no answer. */
+const ofCommands = new WeakSet<object>();
+
+/** Whether a command to Redis failed with this error. Its text does not tell: anybody can use the same words. */
+export function isOfRedis(error: unknown): error is Error {
+  return error instanceof Error && ofCommands.has(error);
+}
+
+/** Note each error of a command as it is told, whoever sent the command: BullMQ does on our connections. */
+function markErrors(redis: RedisConnection): void {
+  // Of both kinds of client: what is handed on is what was taken.
+  const client: Pick<Redis, 'sendCommand'> = redis;
+  const send = client.sendCommand.bind(redis);
+  client.sendCommand = (command, ...rest) => {
+    const reject = command.reject;
+    command.reject = (error) => {
+      if (error instanceof Error) ofCommands.add(error);
+      reject(error);
+    };
+    return send(command, ...rest);
+  };
 }
 
 /** All nodes are asked with the user, the password and the TLS of the one that is named. */
@@ -108,7 +132,7 @@ function onErrors(redis: RedisConnection, tell: (error: Error & { lastNodeError?
 }
 
 /** What no waiting mends: a certificate or a password that is refused, and a server that is in no cluster. */
-const isFinal = ({ message, code = '' }: Error & { code?: string }) =>
+export const isFinal = ({ message, code = '' }: Error & { code?: string }) =>
   /^(WRONGPASS|NOAUTH|NOPERM|ERR This instance has cluster support disabled)/.test(message) ||
   /CERT|EPROTO|UNABLE_TO_VERIFY/.test(code);
 
@@ -164,15 +188,30 @@ export async function takesTurn(redis: RedisConnection, prefix: string, name: st
   return (await redis.set(`${prefix}:turn:${name}`, '1', 'PX', ms, 'NX')) === 'OK';
 }
 
-/** How many work on a queue; undefined where Redis does not say, for it does not tell every user. */
-export async function workersOn(queue: Queue): Promise<number | undefined> {
-  return (await versionsOn(queue))?.length;
+/**
+ * The name that a worker process has in Redis: its version, and the beginning of its database's identity. No blanks: Redis
+ * refuses them in a connection's name.
+ */
+export function workerName(version: string, identity: string): string {
+  return `hourhand-${version}+${identity.slice(0, SHOWN)}`;
 }
 
-/** The version of each process that works on a queue, by the name that its worker has; likewise. */
-export async function versionsOn(queue: Queue): Promise<string[] | undefined> {
+/** Characters of an identity that a worker's name shows. */
+const SHOWN = 8;
+
+/** A worker process by its name. `identity` is the beginning of its database's; workers before 0.7 do not say it. */
+export interface NamedWorker {
+  readonly version: string;
+  readonly identity: string | undefined;
+}
+
+/** Who works on a queue; undefined if Redis does not say, because it does not tell every user. */
+export async function namedWorkers(queue: Queue): Promise<NamedWorker[] | undefined> {
   const workers = await queue.getWorkers().catch(() => undefined);
-  return workers?.map(({ rawname = '' }) => /:w:hourhand-(.+)$/.exec(rawname)?.[1] ?? 'unknown');
+  return workers?.map(({ rawname = '' }) => {
+    const [, version = 'unknown', identity] = /:w:hourhand-([^+]+)(?:\+(\w+))?$/.exec(rawname) ?? [];
+    return { version, identity };
+  });
 }
 
 /** What is in each queue, by state; all queues in one round trip or two. */
@@ -266,9 +305,20 @@ const REMEDIES: readonly (readonly [RegExp, string])[] = [
   [/cluster support disabled/, 'leave REDIS_CLUSTER out'],
 ];
 
-/** What to do about what Redis answers; undefined where it says so itself. */
-export function redisRemedy(said: string): string | undefined {
-  return REMEDIES.find(([pattern]) => pattern.test(said))?.[1];
+/** The client's own words if there is no answer, which name no server and mean nothing to an operator. */
+const JARGON: readonly (readonly [RegExp, string])[] = [
+  [/^Stream isn't writeable/, 'there is no connection'],
+  [/^Connection is closed/, 'there is no connection'],
+  [/^Reached the max retries per request limit/, 'the connection was lost'],
+  [/^Failed to refresh slots cache|^All nodes failed|^Cluster isn't ready/, 'no node of the cluster answers'],
+  [/^Command timed out/, 'no answer within 5 s'],
+];
+
+/** What Redis or its client says, in plain words. To be asked only of what one of them said. */
+export function redisInWords(said: string): { said: string; remedy: string | undefined } {
+  const plain = JARGON.find(([pattern]) => pattern.test(said))?.[1];
+  if (plain) return { said: plain, remedy: 'see whether it runs and can be reached, and do this again' };
+  return { said, remedy: REMEDIES.find(([pattern]) => pattern.test(said))?.[1] };
 }
 
 export interface Queues {

@@ -196,6 +196,27 @@ export async function endCheck(
   return { sent: rows.length - unsent, unsent, found: rows.filter((row) => row.ended) };
 }
 
+/** The checks of more than so many seconds ago that are not ended, the oldest hundred of them. */
+export async function unendedChecks(db: Db, seconds: number): Promise<number[]> {
+  const rows = await db.$queryRaw<{ id: number }[]>`
+    select id::int as id from "ModelCheck"
+     where "finishedAt" is null and "startedAt" < now() - ${seconds}::int * interval '1 second' order by id limit 100`;
+  return rows.map(({ id }) => id);
+}
+
+/**
+ * End a check that nobody will judge; the probes that it never began are given back to the budget.
+ *
+ * @returns whether it was not ended before
+ */
+export async function expireCheck(pool: Pool, id: number, why: string): Promise<boolean> {
+  return pool.$transaction(async (db) => {
+    if ((await endCheck(db, id)) === undefined) return false;
+    await writeOutcome(db, id, { expired: why });
+    return true;
+  });
+}
+
 /** What each provider's newest probe of the seconds before a check found, where this check has asked it nothing. */
 export async function foundBefore(db: Db, { id, startedAt, interval }: Check): Promise<(ModelKey & ProbeResult)[]> {
   return db.$queryRaw<(ModelKey & ProbeResult)[]>`

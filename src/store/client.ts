@@ -4,10 +4,13 @@ import type { EventEmitter } from 'node:events';
 import pg from 'pg';
 import { Client, reach } from './driver.ts';
 
+/** PostgreSQL did not take a connection. */
+export class Unreached extends Error {}
+
 /**
  * One connection of plain `pg`, without time-outs of its own. The caller ends it.
  *
- * @throws {Error} when the server does not take it within ten seconds, with the reason
+ * @throws {Unreached} when the server does not take it within ten seconds, with the reason
  */
 export async function connectClient(databaseUrl: string, purpose: string): Promise<Client> {
   try {
@@ -21,7 +24,7 @@ export async function connectClient(databaseUrl: string, purpose: string): Promi
     return client;
   } catch (cause) {
     const { message, code } = cause as NodeJS.ErrnoException; // pg, the network and a certificate's file throw nothing else
-    throw new Error(`PostgreSQL: not ready: ${message || code}`, { cause });
+    throw new Unreached(`PostgreSQL: not ready: ${message || code}`, { cause });
   }
 }
 

@@ -77,7 +77,7 @@ export function instant(now: Now): Prisma.Sql {
 
 /** The SQLSTATE of an error that came from the server, else `undefined`. */
 export function sqlState(error: unknown): string | undefined {
-  return serverError(error)?.originalCode;
+  return error instanceof pg.DatabaseError ? error.code : serverError(error)?.originalCode;
 }
 
 /**
@@ -105,4 +105,17 @@ function serverError(error: unknown): { originalCode?: string; originalMessage?:
     cause?: { originalCode?: string; originalMessage?: string };
   };
   return adapterError?.cause;
+}
+
+/** Whether the database's client threw this, rather than our own code: its words, or the server's. */
+export function isOfPostgres(error: unknown): error is Error {
+  if (error instanceof Prisma.PrismaClientKnownRequestError) {
+    // P1…: no server, no answer, no such database. P2010 and others: what a statement met.
+    return /^P1\d{3}$/.test(error.code) || serverError(error) !== undefined;
+  }
+  return (
+    error instanceof Prisma.PrismaClientInitializationError ||
+    error instanceof Prisma.PrismaClientUnknownRequestError ||
+    error instanceof pg.DatabaseError
+  );
 }

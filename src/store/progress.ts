@@ -109,3 +109,9 @@ export async function hourLines(db: Db, { start, end }: Range) {
      where hour >= ${start}::timestamptz and hour < ${end}::timestamptz order by hour`;
   return rows.map((row) => ({ ...row, hour: hourOf(row.hour) }));
 }
+
+/** When the hour that closed last did so. */
+export async function lastClosedAt(db: Db): Promise<Date | null> {
+  const [{ at }] = await db.$queryRaw<[{ at: Date | null }]>`select max("closedAt") as at from "StatHour"`;
+  return at;
+}

@@ -91,6 +91,8 @@ const POOLER =
   'set its pool_mode to session or transaction, or name PostgreSQL itself';
 const UNPREPARED = 'a pooler stands between that knows no prepared statements: set DATABASE_PREPARED=off';
 
+const GONE = 'it was stopped, or somebody ended our session: see whether it runs, and do this again';
+
 const REMEDIES: Record<string, string> = {
   '08P01': POOLER,
   '25006': 'it is read-only: name the primary in DATABASE_URL, or set default_transaction_read_only = off',
@@ -104,6 +106,8 @@ const REMEDIES: Record<string, string> = {
   '53100': 'its disk is full: make room there, and do this again',
   '53200': 'its memory is full: give it more, and do this again',
   '53300': 'end other connections, or raise its max_connections or the limit of the role',
+  '57P01': GONE,
+  '57P02': GONE,
   '57P03': 'wait until it has started, and see its log',
 };
 

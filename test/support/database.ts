@@ -29,6 +29,13 @@ export async function createDatabase({ migrated = true, locale = '' } = {}): Pro
   return { url, [Symbol.asyncDispose]: () => drop(name) };
 }
 
+/** A copy as a restored dump is one: the same rows, in another database. Nobody may be connected to the original. */
+export async function copyDatabase(original: TestDatabase): Promise<TestDatabase> {
+  const name = `test_${randomBytes(6).toString('hex')}`;
+  await asAdmin(`create database ${name} template ${new URL(original.url).pathname.slice(1)}`);
+  return { url: urlOf(name), [Symbol.asyncDispose]: () => drop(name) };
+}
+
 declare module 'vitest' {
   interface ProvidedContext {
     /** How a database is made: as a copy of the one with the schema in it. */

@@ -139,6 +139,9 @@ export async function startHourhand(env: Record<string, string> = {}, options: {
     backfillUser: (user: string, hour: Hour) =>
       backfillUser({ pool, queues }, user, { start: startOf(hour), end: endOf(hour) }, { requestedBy: 'test' }),
 
+    /** The same with other variables in its environment. */
+    spawnIn,
+
     /** A real process of the built command line. */
     spawn: (...args: string[]): ChildProcess => spawnIn({}, args),
 
@@ -241,7 +244,8 @@ export async function startHourhand(env: Record<string, string> = {}, options: {
   return hourhand;
 }
 
-async function forget(redis: Hourhand['redis'], prefix: string): Promise<void> {
+/** Remove every key under a prefix. */
+export async function forget(redis: Hourhand['redis'], prefix: string): Promise<void> {
   for (let cursor = '0'; ; ) {
     const [next, keys] = await redis.scan(cursor, 'MATCH', `${prefix}:*`, 'COUNT', 1_000);
     if (keys.length > 0) await redis.unlink(...keys);
