@@ -43,13 +43,22 @@ export function noteInLock(file, about) {
   renameSync(`${file}.new`, file);
 }
 
+/** Whoever holds a lock installs packages or builds, or starts servers: nothing of it takes longer. */
+const PATIENCE_MINUTES = 15;
+
 /** Takes the lock, waiting for whoever has it; `onWait` hears once whom we wait for, `giveUp` says when not to. */
-export async function lock(file, { onWait, giveUp } = {}) {
+export async function lock(file, { onWait, giveUp, minutes = PATIENCE_MINUTES } = {}) {
+  const deadline = Date.now() + minutes * 60_000;
   for (let told = false; ; await sleep(100)) {
     const unlock = tryLock(file);
     if (unlock) return unlock;
     if (giveUp?.()) throw new Error(`gave up waiting for ${file}`);
     const holder = holderOf(file);
+    if (Date.now() > deadline) {
+      throw new Error(
+        `gave up waiting for ${file} after ${minutes} minutes: process ${holder?.pid} holds it; end it, and do this again`,
+      );
+    }
     if (holder && !told) onWait?.(holder);
     told = told || Boolean(holder);
   }

@@ -27,7 +27,7 @@ interface Part {
   stop(): Promise<void>;
 }
 
-/** What a process that is still starting is given to come to its end. */
+/** What a process that is still starting is given to come to its end, and each part of one that has started. */
 const PATIENCE_MS = 5_000;
 
 /** One worker process. */
@@ -153,7 +153,8 @@ async function untilSignal(
     const parts = await Promise.race([started, asked.then(() => sleep(PATIENCE_MS, [] as Part[], { ref: false }))]);
     const signal = await asked;
     log.info({ signal }, 'stopping');
-    for (const part of parts.reverse()) await part.stop();
+    for (const part of parts.reverse())
+      await Promise.race([part.stop(), sleep(PATIENCE_MS, undefined, { ref: false })]);
   } finally {
     // A statement of a job that was left behind may hold its connection for minutes.
     await Promise.race([connections.close(), sleep(1_000)]);

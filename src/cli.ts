@@ -19,6 +19,9 @@ import { parseInstant, type Range, spell, wholeHours } from './time/range.ts';
 const USAGE = 2;
 const FAILED = 1;
 
+/** What a server that is silent by now is waited for at the end. */
+const CLOSE_MS = 2_000;
+
 const program = new Command('hourhand')
   .description("Every hour of an AI gateway's model calls, accounted for once.")
   .version(version, '-V, --version', 'its version')
@@ -612,7 +615,7 @@ async function withConnections(
   work: (connections: Connections) => Promise<number>,
 ): Promise<number> {
   // What a server says that cannot be reached is in the error that ends the command.
-  const [{ createLogger }, { openConnections }] = await Promise.all([
+  const [{ createLogger }, { openConnections, watchForSilence, within }] = await Promise.all([
     import('./logger.ts'),
     import('./connections.ts'),
   ]);
@@ -623,10 +626,13 @@ async function withConnections(
     claims,
     onWarning: (text) => say(`hourhand: warning: ${text}`),
   });
+  const watch = watchForSilence(connections.pool);
+  const worked = () => Promise.race([work(connections), watch.silent]);
   try {
-    return changes ? await accounted(connections.pool, changes, () => work(connections)) : await work(connections);
+    return changes ? await accounted(connections.pool, changes, worked) : await worked();
   } finally {
-    await connections.close();
+    watch.stop();
+    await within(CLOSE_MS, 'PostgreSQL', connections.close()).catch(() => {});
   }
 }
 
@@ -634,24 +640,29 @@ type Change = Pick<Action, 'what' | 'subject' | 'detail'>;
 
 /** For what needs no Redis. */
 async function withAccount(config: Config, change: Change, work: (pool: Pool) => Promise<number>): Promise<number> {
-  const [{ checkPostgres, checkSchema }, { connect }] = await Promise.all([
+  const [{ checkPostgres, checkSchema, watchForSilence, within }, { connect }] = await Promise.all([
     import('./connections.ts'),
     import('./store/db.ts'),
   ]);
   await checkPostgres(config, { writes: true });
   const prepared = config.DATABASE_PREPARED;
   const pool = connect(config.DATABASE_URL, { connections: 1, onError: () => {}, prepared });
+  const watch = watchForSilence(pool);
   try {
     await checkSchema(pool);
-    return await accounted(pool, change, () => work(pool));
+    return await accounted(pool, change, () => Promise.race([work(pool), watch.silent]));
   } finally {
-    await pool.$disconnect();
+    watch.stop();
+    await within(CLOSE_MS, 'PostgreSQL', pool.$disconnect()).catch(() => {});
   }
 }
 
 /** Write down who is about to change what; without that line nothing is changed. Then what came of it. */
 async function accounted(db: Db, change: Change, work: () => Promise<number>): Promise<number> {
-  const { recordAction, settleAction } = await import('./store/actions.ts');
+  const [{ recordAction, settleAction }, { within }] = await Promise.all([
+    import('./store/actions.ts'),
+    import('./connections.ts'),
+  ]);
   const seq = await recordAction(db, { ...change, who: osUser(), from: commandLine() });
   let outcome = 'failed';
   try {
@@ -660,7 +671,7 @@ async function accounted(db: Db, change: Change, work: () => Promise<number>): P
     return code;
   } finally {
     // What was done is done: the line stays without its outcome, where the server has gone meanwhile.
-    await settleAction(db, seq, outcome).catch(() => {});
+    await within(CLOSE_MS, 'PostgreSQL', settleAction(db, seq, outcome)).catch(() => {});
   }
 }
 

@@ -24,6 +24,7 @@ import {
   untilReady,
   type Wants,
 } from './queues/redis.ts';
+import { repeat } from './repeat.ts';
 import type { AlarmPolicy } from './store/alarms.ts';
 import { connectClient, Unreached } from './store/client.ts';
 import type { CutPolicy } from './store/cut.ts';
@@ -354,6 +355,35 @@ class NotReady extends Error {
     this.server = server === 'PostgreSQL' || server === 'Redis' ? server : undefined;
   }
 }
+
+/**
+ * Watch that PostgreSQL goes on to answer while a command is at work: one that falls silent on an open connection keeps
+ * whoever waits for its answer waiting for ever, because its own time-outs are silent too.
+ *
+ * @param everyMs between two questions, each of which has `limitMs` for its answer; the third miss in a row counts
+ */
+export function watchForSilence(
+  pool: Pool,
+  { everyMs = 30_000, limitMs = 10_000 }: { everyMs?: number; limitMs?: number } = {},
+): { silent: Promise<never>; stop(): void } {
+  const stopping = new AbortController();
+  const silent = new Promise<never>((_, reject) => {
+    let misses = 0;
+    void repeat(everyMs, stopping.signal, async () => {
+      try {
+        await within(limitMs, 'PostgreSQL', pool.$queryRaw`select 1`);
+        misses = 0;
+      } catch (error) {
+        misses += 1;
+        if (misses === MISSES) reject(error);
+      }
+    });
+  });
+  silent.catch(() => {}); // told by whoever races it
+  return { silent, stop: () => stopping.abort() };
+}
+
+const MISSES = 3;
 
 /** @throws {Error} naming the server, also where it does not answer in time */
 export async function within<T>(ms: number, server: string, promise: Promise<T>): Promise<T> {

@@ -15,6 +15,7 @@ import { openQueues, producerConnection, untilReady, workerConnection } from '..
 import { connect } from '../src/store/db.ts';
 import { giveProviders } from '../src/store/models.ts';
 import { deployOf } from '../src/store/schedules.ts';
+import { between } from './support/between.ts';
 import { askAt, everythingOf, ownHeaders, WRITES } from './support/board.ts';
 import { type Hourhand, startHourhand, until } from './support/hourhand.ts';
 
@@ -796,40 +797,3 @@ describe.skipIf(!there)(there ? 'in a browser' : `in a browser (SKIPPED: ${CHROM
     other.close();
   });
 });
-
-/** A wire to a server that can be held: connections stand, and nothing comes through. */
-async function between(target: string) {
-  const to = new URL(target);
-  const sockets = new Set<net.Socket>();
-  let held = false;
-  const server = net.createServer((near) => {
-    const far = net.connect(Number(to.port), to.hostname);
-    for (const [from, into] of [
-      [near, far],
-      [far, near],
-    ] as const) {
-      sockets.add(from);
-      from.on('error', () => {}).on('close', () => into.destroy());
-      from.on('data', (data) => into.write(data));
-      if (held) from.pause();
-    }
-  });
-  await new Promise<void>((resolve) => server.listen(0, '127.0.0.1', resolve));
-  const url = new URL(target);
-  url.host = `127.0.0.1:${(server.address() as net.AddressInfo).port}`;
-  return {
-    url: url.href,
-    hold() {
-      held = true;
-      for (const socket of sockets) socket.pause();
-    },
-    release() {
-      held = false;
-      for (const socket of sockets) socket.resume();
-    },
-    async [Symbol.asyncDispose]() {
-      for (const socket of sockets) socket.destroy();
-      await new Promise((resolve) => server.close(resolve));
-    },
-  };
-}

@@ -4,13 +4,16 @@ import { Worker } from 'bullmq';
 import { expect, test } from 'vitest';
 import { PATIENCE, waitFor } from '../src/commands/backfill.ts';
 import { readConfig } from '../src/config.ts';
-import { openConnections, redisAddress } from '../src/connections.ts';
+import { openConnections, redisAddress, watchForSilence } from '../src/connections.ts';
 import { checkModelsProcessor } from '../src/processors/check-models.ts';
-import { requestCheck } from '../src/producers/models.ts';
+import { enqueueCheck, requestCheck } from '../src/producers/models.ts';
+import { freeLost } from '../src/producers/watchdog.ts';
 import { checkModels } from '../src/queues/models.ts';
 import { workerConnection } from '../src/queues/redis.ts';
 import { beginCheck, checkOf } from '../src/store/checks.ts';
+import { connect } from '../src/store/db.ts';
 import { giveProviders } from '../src/store/models.ts';
+import { between } from './support/between.ts';
 import { createDatabase } from './support/database.ts';
 import { type Hourhand, h, startHourhand, until } from './support/hourhand.ts';
 
@@ -107,4 +110,42 @@ test('backfill --wait gives up with 1 while nothing moves, and says what keeps i
   expect(said.splice(0).join('')).toContain('none of its hours has closed for 0.3 s');
   await queues.users.resume();
   expect(await wait({})).toBe(0);
+});
+
+test('a command at work ends if PostgreSQL falls silent on an open connection, and names it', async () => {
+  await using hourhand = await startHourhand();
+  await using line = await between(hourhand.environment.DATABASE_URL);
+  const pool = connect(line.url, { connections: 2, onError: () => {} });
+  const watch = watchForSilence(pool, { everyMs: 50, limitMs: 200 });
+  try {
+    const answers = async () => 'an answer';
+    await pool.$queryRaw`select pg_sleep(0.5)::text`;
+    expect(await Promise.race([watch.silent, answers()])).toBe('an answer');
+    line.hold();
+    const never = pool.$queryRaw`select 1`.catch(() => 'cut');
+    await expect(Promise.race([watch.silent, never])).rejects.toThrow(
+      'PostgreSQL: not ready: no answer within 0.2 s',
+    );
+  } finally {
+    watch.stop();
+    line.release();
+    await pool.$disconnect();
+  }
+});
+
+test('a check that waits for a probe whose job is lost is freed, so that the next one can begin', async () => {
+  await using hourhand = await startHourhand();
+  const { queues, redis } = hourhand;
+  await knowModel(hourhand);
+  await queues.probes.pause();
+  await hourhand.work();
+  await enqueueCheck(queues);
+  await until(
+    () => queues.checks.getWaitingChildrenCount(),
+    (checks) => checks === 1,
+  );
+  const none = { enqueued: [], marked: [] };
+  expect(await freeLost(queues, none)).toEqual([]);
+  await redis.del(queues.probes.toKey('paused'), queues.probes.toKey('wait'));
+  expect(await freeLost(queues, none)).toEqual(['check']);
 });

@@ -35,7 +35,7 @@ export async function freeLost(
     freeIfLost(queues.stale, failStaleCalls.deduplicationId?.({})),
     freeIfLost(queues.audits, auditHours.deduplicationId?.({})),
     freeIfLost(queues.retentions, retainCalls.deduplicationId?.({})),
-    freeIfLost(queues.checks, checkModels.deduplicationId?.({ step: 'plan', check: 0 })),
+    freeIfLost(queues.checks, checkModels.deduplicationId?.({ step: 'plan', check: 0 }), queues.probes),
     ...tickQueues(queues).map((queue) => freeIfLost(queue, askedTick.opts.deduplication?.id)),
   ]);
   return freed.filter((id) => id !== undefined);
@@ -56,7 +56,7 @@ async function freeIfLost(queue: Queue, id = '', children?: Queue): Promise<stri
   return (await queue.remove(job, { removeChildren: false })) === 1 ? id : undefined;
 }
 
-/** Whether an hour's job waits for a child that nobody will ever find: it would wait for ever. */
+/** Whether a job waits for a child that nobody will ever find: it would wait for ever. */
 async function waitsForLost(queue: Queue, parent: string, children: Queue): Promise<boolean> {
   const job: Job | undefined = await queue.getJob(parent);
   const { unprocessed = [] } = (await job?.getDependencies({ unprocessed: { count: 100 } })) ?? {};

@@ -72,6 +72,7 @@ export async function inImport<T>(
  */
 const begin = `
   ${beginning({ patient: true })};
+  SET LOCAL lock_timeout = '60s';
   CREATE TEMPORARY TABLE staged (
     line bigint NOT NULL,
     rounded text NOT NULL,

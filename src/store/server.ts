@@ -106,6 +106,7 @@ const REMEDIES: Record<string, string> = {
   '53100': 'its disk is full: make room there, and do this again',
   '53200': 'its memory is full: give it more, and do this again',
   '53300': 'end other connections, or raise its max_connections or the limit of the role',
+  '55P03': 'end the long transactions in its way (pg_stat_activity shows them), and do this again',
   '57P01': GONE,
   '57P02': GONE,
   '57P03': 'wait until it has started, and see its log',
