@@ -1,6 +1,7 @@
 // How is hourhand itself measured? Its own worker processes, started as an operator starts them, with everything switched on; the
 // clock runs from the moment before the jobs are enqueued until the ledger says closed.
 import { spawn } from 'node:child_process';
+import { randomUUID } from 'node:crypto';
 import { once } from 'node:events';
 import { readFileSync } from 'node:fs';
 import path from 'node:path';
@@ -20,6 +21,7 @@ export async function openHourhand(servers, { workers = 1, env = {} } = {}) {
   // The clean-up of calls that hang runs as well; it finds none, or the rivals would count other calls than hourhand did.
   const environment = {
     ...serversOf(servers),
+    REDIS_PREFIX: `{bench-${randomUUID()}}`, // several databases share one Redis
     LOG_LEVEL: 'info',
     STALE_MODEL_CALL_TIMEOUT_MINUTES: '525600',
     ...env,

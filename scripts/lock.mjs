@@ -56,7 +56,7 @@ export async function lock(file, { onWait, giveUp, minutes = PATIENCE_MINUTES } 
     const holder = holderOf(file);
     if (Date.now() > deadline) {
       throw new Error(
-        `gave up waiting for ${file} after ${minutes} minutes: process ${holder?.pid} holds it; end it, and do this again`,
+        `gave up after ${minutes} minutes: process ${holder?.pid} holds ${file}; end it, and do this again`,
       );
     }
     if (holder && !told) onWait?.(holder);

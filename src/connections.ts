@@ -63,8 +63,8 @@ const DAY_SECONDS = 24 * 3600;
 export class Refusal extends Error {}
 
 /**
- * Reach both servers, or say within some seconds which of them does not do, and why; find the schema whole; and, to work
- * or change something, find the prefix in Redis to be ours.
+ * Reach both servers, or say within some seconds which of them does not do, and why; find the schema whole; and, to
+ * work or change something, find the prefix in Redis to be ours.
  *
  * @param patient for commands that stream a report: no statement or idle transaction is cut off
  * @param claims for the command that takes the prefix from its owner: whose it is does not matter
@@ -268,8 +268,8 @@ async function checkOwner(
 }
 
 /**
- * An error as whoever typed a command is to read it: what a server or its client said is told with the server's address,
- * and with what to do. An error of our own code is left as it is, whatever its words.
+ * An error as a person who typed a command is to read it: what a server or its client said is told with the server's
+ * address, and with what to do. An error of our own code is left as it is, whatever its words.
  *
  * @param from the server, where it is known whose error it is
  */
@@ -357,8 +357,8 @@ class NotReady extends Error {
 }
 
 /**
- * Watch that PostgreSQL goes on to answer while a command is at work: one that falls silent on an open connection keeps
- * whoever waits for its answer waiting for ever, because its own time-outs are silent too.
+ * Watch that PostgreSQL goes on to answer while a command is at work. Without, a server that falls silent on an open
+ * connection keeps the command waiting for ever, because the server's own time-outs are silent too.
  *
  * @param everyMs between two questions, each of which has `limitMs` for its answer; the third miss in a row counts
  */

@@ -5,8 +5,8 @@ import type { Connections } from './connections.ts';
 import { settleWarnings } from './store/warnings.ts';
 
 /**
- * Holds the prefix for a worker process, from look to look. While it belongs to another database, or to another copy of
- * this one, the process' workers take no jobs; what they are at goes to its end, and is this database's own.
+ * Holds the prefix for a worker process, from look to look. While it belongs to another database, or to another copy
+ * of this one, the process' workers take no jobs. The jobs that they have go to their end.
  */
 export function openHolder(
   { log, pool, queues, ownership }: Connections,

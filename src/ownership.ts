@@ -38,7 +38,7 @@ export interface Ownership {
   workersOn(queue: Queue, own?: Pick<Claimant, 'id'>): Promise<NamedWorker[] | undefined>;
   /** How many workers on a queue are not known to be of this database; undefined if Redis does not tell us. */
   strangersOn(queue: Queue): Promise<number | undefined>;
-  /** What is to be warned of, after a look: a prefix that is not ours, and workers that may be of another database. */
+  /** What to warn of after a look: a prefix that is not ours, and workers that may be of another database. */
   findings(look: Look, queues: Queues): Promise<Finding[]>;
 }
 
@@ -87,14 +87,15 @@ function lookOf(holding: Holding, own: Claimant, prefix: string): Look {
     }
     case 'copy': {
       const { owner } = holding;
-      const detail = `the prefix ${prefix} is used by another copy of this database, ${nameOf(owner)}, ${ago(owner)}; ${us}`;
+      const other = `another copy of this database, ${nameOf(owner)}, ${ago(owner)}`;
+      const detail = `the prefix ${prefix} is used by ${other}; ${us}`;
       const remedy =
         `if this one takes its place, stop its processes and wait for ${MOVED_MS / 60_000} minutes; ` +
         'if both are to live, type hourhand identity new here, and set REDIS_PREFIX to one of its own';
       return { holding, foreign: { detail, remedy }, moved: undefined };
     }
     case 'unreadable': {
-      const detail = `the prefix ${prefix} belongs to somebody whom this version cannot read (${prefix}:owner); ${us}`;
+      const detail = `what is in ${prefix}:owner cannot be read, so the prefix is somebody else's; ${us}`;
       const remedy = 'set REDIS_PREFIX to one of its own; if nothing else uses this one, type hourhand claim-redis';
       return { holding, foreign: { detail, remedy }, moved: undefined };
     }
@@ -133,8 +134,9 @@ function strangersIn(workers: readonly NamedWorker[], { id }: Pick<Identity, 'id
   const silent = workers.filter(({ identity }) => identity === undefined);
   if (silent.length === 0) return undefined;
   const versions = [...new Set(silent.map(({ version }) => version))].sort().join(', ');
+  const who = `${silent.length} workers of version ${versions}`;
   return {
-    detail: `${silent.length} workers of version ${versions} are connected under this prefix, and do not say of which database`,
+    detail: `${who} are connected under this prefix, and do not say of which database`,
     remedy: 'replace them by this version; until then those of another database take jobs from this one',
   };
 }

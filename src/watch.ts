@@ -28,7 +28,7 @@ export function startWatch(connections: Connections, everyMs = WATCH_MS): { stop
   return { stop: async () => stopping.abort() };
 }
 
-/** Warn if the prefix in Redis belongs to another database: also where no worker of ours lives, because they were refused. */
+/** Warn if the prefix in Redis belongs to another database, also if none of our workers lives: they were refused. */
 async function watchOwner({ pool, queues, ownership }: Connections): Promise<void> {
   const look = await ownership.look();
   await settleWarnings(pool, 'redis-owner', await ownership.findings(look, queues));

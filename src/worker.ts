@@ -144,7 +144,7 @@ export async function startWorker(
   try {
     await ensuring;
   } catch (error) {
-    // A server that goes away is waited for, as at any later look. What no waiting mends ends the process, which has only begun.
+    // A server that goes away is waited for, as at any later look. What no waiting mends ends the process.
     if (!passes(error)) {
       await stop();
       throw error;

@@ -341,7 +341,7 @@ describe.concurrent('credentials that are not taken are not told', () => {
 });
 
 describe('a server that goes away', () => {
-  test('during the first look of a worker that is at work does not end it: a later look makes up for it', async () => {
+  test('during the first look of a worker does not end it: a later look makes up for it', async () => {
     await using servers = await ownServers('first-look', 'redis');
     await using hourhand = await startHourhand(servers.env);
     const { pool, logged } = hourhand;
@@ -386,8 +386,7 @@ describe('a server that goes away', () => {
       /^Error: Redis at 127\.0\.0\.1:\d+: ERR unknown command/,
     );
     redis.disconnect();
-    const away =
-      /^Error: Redis at 127\.0\.0\.1:\d+: there is no connection: see whether it runs and can be reached, and do this again$/;
+    const away = /^Error: Redis at 127\.0\.0\.1:\d+: there is no connection: see whether it runs .* do this again$/;
     expect(await lineOf(redis.get('{none}:any'))).toMatch(away);
     expect(await lineOf(maxmemoryPolicy(redis))).toMatch(away);
 

@@ -36,12 +36,16 @@ async function otherDatabase() {
 }
 
 /** Who is refused says whose the prefix is, who it is itself, and what to do. */
-const refusal = (owner: string, own: string, remedy = 'set REDIS_PREFIX to one of its own') =>
-  expect.stringMatching(
-    new RegExp(
-      `Redis at \\S+: the prefix \\S+ [^\n]*"${owner}" at \\S+, seen [^\n]*"${own}" at [^\n]*: [^\n]*${remedy}`,
-    ),
-  );
+const refusal = (
+  owner: string,
+  own: string,
+  whose = 'belongs to another hourhand',
+  remedy = 'set REDIS_PREFIX to',
+) => {
+  const [from, to] = [`the database "${owner}" at \\S+, seen [^\n]*`, `the database "${own}" at [^\n]*`];
+  return expect.stringMatching(new RegExp(`Redis at \\S+: the prefix \\S+ ${whose}, ${from}${to}: [^\n]*${remedy}`));
+};
+const COPY = 'is used by another copy of this database';
 
 /** What is under the key. */
 async function ownerOf({ redis }: Pick<Hourhand, 'redis'>, prefix: string) {
@@ -64,7 +68,7 @@ const someone = (change: Partial<Claimant> = {}): Claimant => ({
 });
 
 describe('two databases on one Redis with one prefix:', () => {
-  test('whoever comes second to work or to change something is refused, naming both; whoever looks is warned', async () => {
+  test('the second to work or change something is refused, naming both; who looks is warned', async () => {
     await using hourhand = await startHourhand();
     await using other = await otherDatabase();
     const env = { DATABASE_URL: other.url };
@@ -105,7 +109,7 @@ describe('two databases on one Redis with one prefix:', () => {
     }
   });
 
-  test('after a flush the loser takes no more jobs, says so once and warns, and goes on when the prefix is its own again', async () => {
+  test('after a flush the loser takes no jobs, says so once, warns, and goes on when the prefix is its own', async () => {
     await using hourhand = await startHourhand();
     const { redis, prefix, pool, queues, logged } = hourhand;
     let looks = 0;
@@ -211,7 +215,7 @@ describe('two databases on one Redis with one prefix:', () => {
 });
 
 describe('a copy of a database', () => {
-  test('is refused while the original works, takes over aloud once it was not seen for two minutes, and can become another', async () => {
+  test('is refused while the original works, takes over after two minutes, and can become another', async () => {
     await using hourhand = await startHourhand();
     const { redis } = hourhand;
     await using original = await createDatabase();
@@ -224,7 +228,7 @@ describe('a copy of a database', () => {
     try {
       expect(await ask(original, ...tick)).toMatchObject({ code: 0 });
       const { id, oid } = await ownerOf(hourhand, REDIS_PREFIX);
-      const refused = refusal(`${one}`, `${two}`, 'type hourhand identity new here');
+      const refused = refusal(`${one}`, `${two}`, COPY, 'type hourhand identity new here');
       expect(await ask(copy, ...tick)).toMatchObject({ code: 1, stderr: refused });
 
       await age(hourhand, REDIS_PREFIX, 121_000);
@@ -234,7 +238,7 @@ describe('a copy of a database', () => {
       expect([owner.id, owner.oid === oid, owner.database]).toEqual([id, false, two]);
       expect(await ask(original, ...tick)).toMatchObject({
         code: 1,
-        stderr: refusal(`${two}`, `${one}`, 'stop its'),
+        stderr: refusal(`${two}`, `${one}`, COPY, 'stop its'),
       });
 
       expect(await ask(copy, 'identity', 'new')).toMatchObject({ code: 0, stderr: expect.stringContaining(id) });
@@ -342,7 +346,9 @@ describe('the key of the owner', () => {
       ];
       for (const spoil of spoilt) {
         await spoil();
-        expect((await askOwner(redis, prefix, someone(), 'hold')).state).toBe('unreadable');
+        for (let time = 0; time < 2; time++) {
+          expect((await askOwner(redis, prefix, someone(), 'hold')).state).toBe('unreadable');
+        }
       }
       await claimPrefix(redis, prefix, someone());
       expect((await askOwner(redis, prefix, someone(), 'hold')).state).toBe('ours');

@@ -93,8 +93,8 @@ export const PATIENCE: Patience = {
 
 const LOOK_MS = 250;
 /**
- * Look until nothing of a backfill is pending, showing how far it is. Says what it waits for, and gives up if nothing moves
- * for too long. The backfill itself goes on: waiting for it is all that ends.
+ * Look until nothing of a backfill is pending, showing how far it is. Says what it waits for, and gives up if nothing
+ * moves for too long. The backfill itself goes on: waiting for it is all that ends.
  *
  * @returns the exit code
  */
@@ -170,7 +170,7 @@ function inWords(ms: number): string {
   return ms >= MINUTE_MS ? `${Math.round(ms / MINUTE_MS)} minutes` : `${ms / 1_000} s`;
 }
 
-/** What keeps hours from being rolled up, and what to type; undefined if nothing is known of. A Redis that is away says nothing. */
+/** What keeps hours from being rolled up, and what to type; undefined if nothing is known to be wrong. */
 async function whyIdle({ queues, ownership }: Connections): Promise<string | undefined> {
   try {
     const { foreign } = await ownership.look();

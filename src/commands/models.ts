@@ -147,7 +147,8 @@ const REDIS_LOOK_MS = 1_000;
 const GONE_MS = 20_000;
 
 /**
- * Wait for a check to be judged, showing how many of its probes have an answer. A check that will not be judged is ended.
+ * Wait for a check to be judged, showing how many of its probes have an answer. A check that will not be judged is
+ * ended.
  *
  * @throws {Error} saying why, after the longest time that its probes may take at the latest
  */
@@ -197,8 +198,8 @@ function watchJob(
     if (foreign) return `${foreign.detail}: ${foreign.remedy}`;
     if (!(await hasJob(queues, id))) {
       return (
-        `its job is over or gone, and nobody has judged it: a worker of another database may take jobs under the prefix ` +
-        `${config.REDIS_PREFIX} (set REDIS_PREFIX there to one of its own), or Redis lost its data`
+        'its job is over or gone, and nobody has judged it: a worker of another database may take jobs under the ' +
+        `prefix ${config.REDIS_PREFIX} (set REDIS_PREFIX there to one of its own), or Redis lost its data`
       );
     }
     const queue = [queues.checks, queues.probes];

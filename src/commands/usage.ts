@@ -3,7 +3,7 @@
 import { type Argument, type Command, InvalidArgumentError, type Option } from 'commander';
 import { closestMatch } from 'leven';
 
-/** What was typed cannot be done, and nothing was begun. The one error that ends a command with 2, beside a wrong environment. */
+/** What was typed is wrong, and nothing was begun. No other error but a wrong environment ends a command with 2. */
 export class UsageError extends Error {}
 
 /** Read what was typed: what the reader throws is wrong usage. Nothing that asks a server belongs in here. */

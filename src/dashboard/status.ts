@@ -41,7 +41,7 @@ export async function statusOf(connections: Connections) {
   return { now: ledger.now, ledger, waiting, older, audit, models, spent, stale, alarms, layout, strays, ...ofRedis };
 }
 
-/** What Postgres has to say about it is asked before, so that its errors and its delays are not taken for those of Redis. */
+/** Postgres is asked before, so that its errors and its delays are not taken for those of Redis. */
 async function redisStatus({ pool, queues, config, ownership }: Connections) {
   const [known, own] = await Promise.all([allSchedules(pool), ownership.claimant()]);
   const scheduleOf = (id: string) => known.find((schedule) => schedule.id === id);

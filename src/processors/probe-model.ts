@@ -27,7 +27,7 @@ const GRACE_SECONDS = 5;
 /** What a check takes beside its probes: its own jobs, and repeated attempts of theirs. */
 const JOBS_SECONDS = 60;
 
-/** Seconds after which a check is over by all means: its last probe waits for its provider no longer, and has its answer. */
+/** Seconds after which a check is over: its last probe no longer waits for its provider, and has its answer. */
 export function checkLimitSeconds({ timeoutSeconds }: Pick<ProbePolicy, 'timeoutSeconds'>): number {
   return PATIENCE_MS / 1_000 + timeoutSeconds + GRACE_SECONDS + JOBS_SECONDS;
 }

@@ -54,8 +54,8 @@ export async function requestCheck(
 }
 
 /**
- * End the checks of more than so many seconds ago that no job stands for any more: Redis lost it, or somebody took it who
- * does not know the check. Nobody would ever judge them.
+ * End the checks of more than so many seconds ago that have no job any more: Redis lost it, or a worker took it that does
+ * not know the check. Otherwise they would stay unfinished for ever.
  *
  * @returns their ids
  */
@@ -75,7 +75,7 @@ export async function expireLostChecks(
   return expired;
 }
 
-/** Whether a job stands for a check that somebody asked for. To be asked before the check: a job ends after its check. */
+/** Whether a check by hand still has its job. To be asked before the check itself: a job ends after its check. */
 export async function hasJob(queues: Queues, check: number): Promise<boolean> {
   const id = checkModels.deduplicationId?.({ step: 'plan', check }) ?? '';
   return (await queues.checks.getDeduplicationJobId(id)) !== null;

@@ -40,7 +40,7 @@ export const MOVED_MS = 120_000;
  *
  * - `free`: it has no owner; only a look leaves it so
  * - `ours`: it is this database's; `taken` just now
- * - `moved`: this database's id, from another place that was not seen for two minutes: it is ours now, or by the next hold
+ * - `moved`: this database's id, from another place that was not seen for two minutes; ours now, or by the next hold
  * - `copy`: this database's id, from another place that was seen just now
  * - `other`: another database's, whatever its age
  * - `unreadable`: what is there is no owner
@@ -98,8 +98,8 @@ return { state, type(text) == 'string' and text or '', tostring(now) }
 /**
  * Ask whose a prefix is.
  *
- * @param how `look` changes nothing; `hold` is for whoever works or changes something: it takes what nobody has, and says
- *   that this database lives
+ * @param how `look` changes nothing; `hold` is for whoever works or changes something: it takes what nobody has, and
+ *   notes that this database lives
  */
 export async function askOwner(
   redis: RedisConnection,
@@ -152,8 +152,8 @@ function ownerKey(prefix: string): string {
 const BATCH = 1_000;
 
 /**
- * Take a prefix from whoever has it, and remove every other key under it. The claim comes first, so that the former owner
- * takes it back on no line; if this process dies, the next claim removes the rest.
+ * Take a prefix from whoever has it, and remove every other key under it. The claim comes first, so that the former
+ * owner cannot take it back meanwhile; if this process dies, the next claim removes the rest.
  *
  * @param onProgress called after each batch, with the number of keys that were removed so far
  * @returns the number of removed keys

@@ -200,7 +200,8 @@ export async function endCheck(
 export async function unendedChecks(db: Db, seconds: number): Promise<number[]> {
   const rows = await db.$queryRaw<{ id: number }[]>`
     select id::int as id from "ModelCheck"
-     where "finishedAt" is null and "startedAt" < now() - ${seconds}::int * interval '1 second' order by id limit 100`;
+     where "finishedAt" is null and "startedAt" < now() - ${seconds}::int * interval '1 second'
+     order by id limit 100`;
   return rows.map(({ id }) => id);
 }
 
