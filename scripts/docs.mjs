@@ -95,10 +95,10 @@ function wrongCommands() {
   return pages().flatMap((page) => {
     const text = codeOf(read(page));
     const npm = [...text.matchAll(/\bnpm run ([a-z][\w:]*)/g)].filter(([, script]) => !scripts[script]);
-    const ours = [...text.matchAll(/(?:^|[|(] ?|npx )hourhand ([a-z]+)(?: ([a-z]+)\b)?/gm)].filter(
+    const ours = [...text.matchAll(/(?:^|[|(] ?|npx )hourhand ([a-z-]+)(?: ([a-z]+)\b)?/gm)].filter(
       ([, command, below]) =>
         !after().has(command) ||
-        (below && ['models', 'backfills', 'schedule'].includes(command) && !after(command).has(below)),
+        (below && ['models', 'backfills', 'schedule', 'identity'].includes(command) && !after(command).has(below)),
     );
     return [...npm, ...ours].map(([said]) => `${page}: ${said.trim()}: there is no such command`);
   });

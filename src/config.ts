@@ -153,8 +153,8 @@ const servers = {
       .regex(/^\{[\w.-]+\}$/)
       .meta({ expected: 'a name in braces, such as {hourhand}' }),
     '{hourhand}',
-    "Before each of hourhand's keys in Redis. It belongs to one database: give staging and production a prefix each, " +
-      "or a Redis each. The braces keep a queue's keys on one node of a Redis Cluster.",
+    "Before each of hourhand's keys in Redis. It belongs to one database: give staging and production a prefix " +
+      "each, or a Redis each. The braces keep a queue's keys on one node of a Redis Cluster.",
   ],
 } as const satisfies Variables;
 

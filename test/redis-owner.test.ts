@@ -109,7 +109,7 @@ describe('two databases on one Redis with one prefix:', () => {
     }
   });
 
-  test('after a flush the loser takes no jobs, says so once, warns, and goes on when the prefix is its own', async () => {
+  test('after a flush the loser takes no jobs, says so once, warns, and goes on once the prefix is its', async () => {
     await using hourhand = await startHourhand();
     const { redis, prefix, pool, queues, logged } = hourhand;
     let looks = 0;

@@ -14,7 +14,7 @@ export interface ClaimOptions {
 const PROGRESS_KEYS = 50_000;
 
 /**
- * Removes every key under the prefix: jobs, schedulers, pauses of queues, counts of sign-ins. Nothing of it is needed:
+ * Removes every key under the prefix: jobs, schedulers, pauses of queues, counts of sign-ins. None of them is needed:
  * what this database owes is enqueued by the next look of a worker.
  *
  * @returns the exit code: 1 if processes of the owner are there, and then nothing was changed

@@ -54,8 +54,8 @@ export async function requestCheck(
 }
 
 /**
- * End the checks of more than so many seconds ago that have no job any more: Redis lost it, or a worker took it that does
- * not know the check. Otherwise they would stay unfinished for ever.
+ * End the checks of more than so many seconds ago that have no job any more: Redis lost it, or a worker took it that
+ * does not know the check. Otherwise they would stay unfinished for ever.
  *
  * @returns their ids
  */

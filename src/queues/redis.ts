@@ -189,8 +189,8 @@ export async function takesTurn(redis: RedisConnection, prefix: string, name: st
 }
 
 /**
- * The name that a worker process has in Redis: its version, and the beginning of its database's identity. Redis refuses
- * blanks in it.
+ * The name that a worker process has in Redis: its version, and the beginning of its database's identity. Redis
+ * refuses blanks in it.
  */
 export function workerName(version: string, identity: string): string {
   return `hourhand-${version}+${identity.slice(0, SHOWN)}`;
