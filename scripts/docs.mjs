@@ -95,7 +95,7 @@ function wrongCommands() {
   return pages().flatMap((page) => {
     const text = codeOf(read(page));
     const npm = [...text.matchAll(/\bnpm run ([a-z][\w:]*)/g)].filter(([, script]) => !scripts[script]);
-    const ours = [...text.matchAll(/(?:^|[|(] ?|npx )hourhand ([a-z-]+)(?: ([a-z]+)\b)?/gm)].filter(
+    const ours = [...text.matchAll(/(?:^|[|(] ?|npx )hourhand ([a-z][a-z-]*)(?: ([a-z]+)\b)?/gm)].filter(
       ([, command, below]) =>
         !after().has(command) ||
         (below && ['models', 'backfills', 'schedule', 'identity'].includes(command) && !after(command).has(below)),

@@ -1,6 +1,6 @@
 // How is PostgreSQL reached, and what does it say when it refuses?
 
-import type pg from 'pg';
+import pg from 'pg';
 import { Prisma, PrismaClient } from '../generated/prisma/client.ts';
 import { adapterOf } from './adapter.ts';
 import { type Prepared, poolOf, reach } from './driver.ts';
