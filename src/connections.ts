@@ -261,6 +261,8 @@ async function checkOwner(
     return;
   }
   const { foreign, moved } = await ownership.hold().catch((error: unknown) => {
+    // A Redis that is full takes no note of us, but still says whose the prefix is; PostgreSQL may be all that is changed.
+    if (wants === 'change' && isOfRedis(error)) return ownership.look();
     throw inWords(error, config);
   });
   if (foreign) throw refusal('Redis', config, foreign.detail, foreign.remedy);

@@ -47,7 +47,8 @@ export function askAt(
 
 /** All that Redis holds for this hourhand, byte by byte. */
 export async function everythingOf({ redis, prefix }: Hourhand): Promise<Record<string, string>> {
-  const keys = (await redis.keys(`${prefix}:*`)).sort();
+  // BullMQ's note that it has looked for stalled jobs goes by itself after some seconds.
+  const keys = (await redis.keys(`${prefix}:*`)).filter((key) => !key.endsWith(':stalled-check')).sort();
   const values = await Promise.all(keys.map((key) => redis.dumpBuffer(key)));
   return Object.fromEntries(keys.map((key, i) => [key, values[i]?.toString('hex') ?? '']));
 }
