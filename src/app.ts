@@ -6,6 +6,8 @@ import { setFlagsFromString } from 'node:v8';
 import { say } from './commands/say.ts';
 import { type Config, migrations } from './config.ts';
 import { type Connections, checkServers, directUrl, openConnections } from './connections.ts';
+import { stateAtWork } from './dashboard/state.ts';
+import { statusOf } from './dashboard/status.ts';
 import { createLogger } from './logger.ts';
 import { backfillHours } from './producers/backfills.ts';
 import type { Wants } from './queues/redis.ts';
@@ -13,8 +15,7 @@ import { holdsSample, loadSample, type Sample } from './sample.ts';
 import { reasonOf } from './store/db.ts';
 import { startOfRunningHour } from './store/ledger.ts';
 import { migrate } from './store/migrate.ts';
-import { hourLines, ledgerStatus, settledHours } from './store/progress.ts';
-import { hourOf } from './time/hour.ts';
+import { hourLines, settledHours } from './store/progress.ts';
 import { type Range, spell } from './time/range.ts';
 import { startWatch } from './watch.ts';
 import { startWorker } from './worker.ts';
@@ -94,8 +95,7 @@ export async function runUp(config: Config, sample?: string): Promise<number> {
 
 async function greet(connections: Connections, loaded: Sample | undefined): Promise<void> {
   if (loaded) await rollUpSample(connections, loaded);
-  const { watermark, owed } = await ledgerStatus(connections.pool, 0);
-  if (watermark) say(`everything before ${hourOf(watermark)} is closed; ${owed} hours are owed`);
+  say(stateAtWork(await statusOf(connections)).state);
 }
 
 async function sampleInto({ pool, config }: Connections, file: string): Promise<Sample | undefined> {

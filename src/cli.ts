@@ -21,6 +21,17 @@ const FAILED = 1;
 
 /** What a server that is silent by now is waited for at the end. */
 const CLOSE_MS = 2_000;
+/** The options of a range: their words, and how they are read. */
+const FROM = [
+  '--from <T>',
+  'start: ISO-8601 (UTC where it names no zone) or Unix seconds',
+  (text: string) => read((text) => parseInstant(text, 'down'), text),
+] as const;
+const TO = [
+  '--to <T>',
+  'end, not included',
+  (text: string) => read((text) => parseInstant(text, 'up'), text),
+] as const;
 
 const program = new Command('hourhand')
   .description("Every hour of an AI gateway's model calls, accounted for once.")
@@ -74,7 +85,7 @@ program.commandsGroup('Look:');
 
 program
   .command('status')
-  .description('watermark, owed hours, schedulers and queues')
+  .description('is everything in order? Then watermark, owed hours, schedulers and queues')
   .addHelpText('after', more({ reads: '…_CRON_TIME and LATE_DATA_SECONDS' }))
   .option('--json', 'for machines', false)
   .action((options) =>
@@ -221,7 +232,9 @@ models
 
 program.commandsGroup('Ask and repair:');
 
-withRange(program.command('backfill').description('ask for the hours of [from, to), widened to whole hours'))
+program
+  .command('backfill')
+  .description('ask for the hours of [from, to), widened to whole hours; or for those that are in no figure')
   .addHelpText(
     'after',
     more({
@@ -229,25 +242,65 @@ withRange(program.command('backfill').description('ask for the hours of [from, t
         'hourhand backfill --from 2026-08-20T13 --to 2026-08-20T14 --wait',
         'hourhand backfill --from 2026-08-01 --to 2026-09-01 --only missing --dry-run',
         'hourhand backfill --from 2026-08-20T13 --to 2026-08-20T14 --user z1abc',
+        'hourhand backfill --uncovered --wait',
       ],
       one: 'an hour fails (--wait), or none has ended yet',
     }),
   )
+  .option(...FROM)
+  .option(...TO)
+  .option('--uncovered', 'exactly the hours that hold calls and are in no figure; without --from and --to', false)
   .option('--user <did>', 'this user alone')
   .addOption(oneOf(new Option('--only <which>', 'which hours'), ['missing', 'partial', 'all']).default('all'))
   .option('--dry-run', 'say what would be asked for, and change nothing', false)
   .option('--wait', 'until they are rolled up; exit 1 if any could not be', false)
-  .action(({ from, to, user, only, dryRun, wait }, command: Command) => {
-    if (user !== undefined && command.getOptionValueSource('only') === 'cli') {
-      command.error('error: expected --user or --only, got both');
+  .action(({ from, to, uncovered, user, only, dryRun, wait }, command: Command) => {
+    const onlySome = command.getOptionValueSource('only') === 'cli';
+    const asked = { dryRun, wait, requestedBy: osUser(), requestedFrom: commandLine() };
+    if (uncovered) {
+      const others = { '--from': from, '--to': to, '--user': user, '--only': onlySome || undefined };
+      const [other] = Object.entries(others).find(([, value]) => value !== undefined) ?? [];
+      if (other) command.error(`error: expected --uncovered or ${other}, got both`);
+      return run((config) =>
+        withConnections(config, { changes: !dryRun && { what: 'backfill', subject: 'uncovered hours' } }, async (c) =>
+          (await import('./commands/backfill.ts')).backfillUncoveredHours(c, asked),
+        ),
+      );
     }
+    const lacking = [from === undefined && FROM[0], to === undefined && TO[0]].filter(Boolean);
+    if (lacking.length > 0) {
+      command.error(`error: expected ${lacking.join(' and ')}, got nothing: hourhand help backfill says more`);
+    }
+    if (user !== undefined && onlySome) command.error('error: expected --user or --only, got both');
     if (user === '') command.error('error: --user: expected a user, got ""');
-    const options = { user, only, dryRun, wait, requestedBy: osUser(), requestedFrom: commandLine() };
+    const options = { user, only, ...asked };
     const range = rangeOf(from, to);
     const changes = !dryRun && { what: 'backfill', subject: spell(range), detail: { user, only } };
     return run((config) =>
       withConnections(config, { changes }, async (c) =>
         (await import('./commands/backfill.ts')).backfill(c, range, options),
+      ),
+    );
+  });
+
+withRange(
+  program
+    .command('audit')
+    .description('recount the closed hours of [from, to) from the calls now, and repair those that differ'),
+)
+  .addHelpText(
+    'after',
+    more({
+      examples: ['hourhand audit --from 2026-08-20 --to 2026-08-21'],
+      one: 'an hour differs, or none has ended yet',
+    }),
+  )
+  .action(({ from, to }) => {
+    const range = rangeOf(from, to);
+    const changes = { what: 'audit', subject: spell(range) };
+    return run((config) =>
+      withConnections(config, { changes, patient: true }, async (c) =>
+        (await import('./commands/audit.ts')).audit(c, range, { requestedBy: osUser() }),
       ),
     );
   });
@@ -552,11 +605,7 @@ function more({ examples = [], one, reads }: { examples?: string[]; one?: string
 }
 
 function withRange(command: Command): Command {
-  return command
-    .requiredOption('--from <T>', 'start: ISO-8601 (UTC where it names no zone) or Unix seconds', (text) =>
-      read((text) => parseInstant(text, 'down'), text),
-    )
-    .requiredOption('--to <T>', 'end, not included', (text) => read((text) => parseInstant(text, 'up'), text));
+  return command.requiredOption(...FROM).requiredOption(...TO);
 }
 
 /** What commander says is the option, and what the function throws. */

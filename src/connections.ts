@@ -26,6 +26,7 @@ import {
 } from './queues/redis.ts';
 import { repeat } from './repeat.ts';
 import type { AlarmPolicy } from './store/alarms.ts';
+import { type CallParts, callPartsOf } from './store/call-parts.ts';
 import { connectClient, Unreached } from './store/client.ts';
 import type { CutPolicy } from './store/cut.ts';
 import { connect, type Db, isOfPostgres, type Pool, reasonOf, sqlState } from './store/db.ts';
@@ -49,6 +50,8 @@ export interface Connections {
   readonly stalePolicy: StalePolicy;
   readonly auditPolicy: AuditPolicy;
   readonly alarmPolicy: AlarmPolicy;
+  /** The triggers and indexes that `ModelCall` must have. */
+  readonly callParts: CallParts;
   /** What the scheduler's retention keeps. */
   readonly kept: Kept;
   /** Where a collector is named. */
@@ -157,6 +160,7 @@ export async function openConnections(
     stalePolicy,
     auditPolicy,
     alarmPolicy,
+    callParts: callPartsOf(migrations),
     kept,
     traces,
     close,

@@ -3,6 +3,8 @@
 import { setTimeout as sleep } from 'node:timers/promises';
 import { version } from './config.ts';
 import { type Connections, quiet, redisAddress, serverOf } from './connections.ts';
+import { stateAtWork } from './dashboard/state.ts';
+import { statusOf } from './dashboard/status.ts';
 import { openHolder } from './holder.ts';
 import type { Metrics } from './metrics.ts';
 import { announceTransitionProcessor } from './processors/announce-transition.ts';
@@ -11,11 +13,13 @@ import { auditHoursProcessor } from './processors/audit-hours.ts';
 import { checkModelsProcessor } from './processors/check-models.ts';
 import type { Process } from './processors/context.ts';
 import { failStaleCallsProcessor } from './processors/fail-stale-calls.ts';
+import { lookForWarnings } from './processors/look-for-warnings.ts';
 import { probeModelProcessor } from './processors/probe-model.ts';
 import { retainCallsProcessor } from './processors/retain-calls.ts';
 import { rollUpHourProcessor } from './processors/roll-up-hour.ts';
 import { rollUpMarksProcessor } from './processors/roll-up-marks.ts';
 import { rollUpUsersProcessor } from './processors/roll-up-users.ts';
+import { saySwept } from './processors/say-swept.ts';
 import { targetOf } from './processors/tell-webhook.ts';
 import { tickProcessor } from './processors/tick.ts';
 import { tickLateProcessor } from './processors/tick-late.ts';
@@ -37,6 +41,7 @@ import { rollUpHour, rollUpMarks, rollUpUsers } from './queues/stats.ts';
 import { repeat } from './repeat.ts';
 import { finishBackfills } from './store/backfills.ts';
 import { isDataError } from './store/db.ts';
+import { rememberState, type Uncovered } from './store/gaps.ts';
 import { deriveWaiting } from './store/hour-models.ts';
 import { lateTotals } from './store/late.ts';
 import { nameOf } from './store/partitions.ts';
@@ -66,7 +71,8 @@ export async function startWorker(
   metrics?: Metrics,
   everyMs = ENSURE_MS,
 ): Promise<{ stop(): Promise<void> }> {
-  const { config, log, pool, redis, queues, ownership, policy, stalePolicy, auditPolicy, kept, traces } = connections;
+  const { config, log, pool, redis, queues, ownership, policy, stalePolicy, auditPolicy, callParts, kept, traces } =
+    connections;
   const onError = quiet(log);
   const found = await maxmemoryPolicy(redis);
   const withoutInfo = found.startsWith('unknown');
@@ -76,7 +82,7 @@ export async function startWorker(
   // Before anything is compared with the clock.
   const lookAtClock = clockWatch({ pool, log, backOffMaxSeconds: policy.backOffMaxSeconds });
   await lookAtClock();
-  await coverFromNowOn(pool);
+  const firstStart = await coverFromNowOn(pool);
   let deploy = await deployOf(pool, version);
   const { id: identity } = await ownership.claimant();
   // Opened once nothing can fail any more that would leave it open.
@@ -95,7 +101,8 @@ export async function startWorker(
       if (ensured !== 'kept') log.info({ scheduler: wish.id, ensured }, 'scheduler ensured');
     }
     await ensureWithoutRedis();
-    const { enqueued, marked } = await enqueueOwed(deps);
+    const { enqueued, marked, swept } = await enqueueOwed(deps);
+    saySwept(log, swept);
     await warnOfLate(connections);
     const lost = await freeLost(queues, { enqueued, marked: [...marked, ...(await enqueueUntold(deps))] });
     if (lost.length === 0) return;
@@ -105,6 +112,12 @@ export async function startWorker(
     );
     await enqueueOwed(deps);
     await enqueueUntold(deps);
+  };
+  const warn = async () => {
+    const uncovered = await lookForWarnings({ pool, log, callParts });
+    const { ok, state, key } = stateAtWork(await statusOf(connections));
+    if (await rememberState(pool, key)) log[ok ? 'info' : 'warn']({ ok }, state);
+    return uncovered;
   };
   const tick = (id: SchedulerId, process: Process) =>
     work(ticksOf(queues, id).name, 1, MINUTE_MS, tickProcessor({ pool, id }, process));
@@ -143,6 +156,8 @@ export async function startWorker(
   };
   try {
     await ensuring;
+    const uncovered = await warn().catch(onError('warnings'));
+    if (firstStart && uncovered && uncovered.hours > 0) sayFirstStart(log, uncovered);
   } catch (error) {
     // A server that goes away is waited for, as at any later look. What no waiting mends ends the process.
     if (!passes(error)) {
@@ -156,6 +171,7 @@ export async function startWorker(
     // A turn of its own: one of 0.6 would take the other, and PostgreSQL refuses what it does with it.
     if (!(await takesTurn(redis, config.REDIS_PREFIX, 'look-2', TURN_MS))) return;
     await ensure();
+    await warn().catch(onError('warnings'));
     await deriveWaiting(pool, AbortSignal.any([stopping.signal, AbortSignal.timeout(MODELS_MS)]));
   };
   /** In each process, and without Redis: a process compares PostgreSQL's clock with its own. */
@@ -176,6 +192,14 @@ export async function startWorker(
 function passes(error: unknown): error is Error {
   const server = serverOf(error);
   return server === 'Redis' ? !isFinal(error as Error) : server === 'PostgreSQL' && !isDataError(error);
+}
+
+/** A database that holds the calls of a year already: nobody rolls them up unless somebody asks. */
+function sayFirstStart(log: Connections['log'], { hours, calls, moreCalls, first, last }: Uncovered): void {
+  log.warn(
+    { hours, calls, moreCalls, first, last },
+    'first start: calls of earlier hours are in no figure; to have them rolled up, type hourhand backfill --uncovered',
+  );
 }
 
 /** Nothing but waiting, so many at once in each process; a provider's own concurrency is counted in Postgres. */

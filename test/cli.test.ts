@@ -155,7 +155,7 @@ describe.concurrent('from a file of calls to a verified bill:', () => {
     expect(await ask('stats', ...span, '--format', 'csv')).toEqual({
       code: 0,
       line: expect.stringMatching(
-        /^\[2026-08-20T13, 2026-08-20T15\): 2 hours final as of 20\d\d-.*Z, 0 provisional\n$/,
+        /^\[2026-08-20T13, 2026-08-20T15\): 2 hours settled as of 20\d\d-.*Z, 0 provisional\n$/,
       ),
       stdout: `user_did,hour,total_calls,success_calls,total_usage,total_credits
 Zed,2026-08-20T14:00:00Z,1,1,9007199254740993,999999999999.99999999
@@ -264,7 +264,7 @@ bob,2026-08-20T13:00:00Z,chatCompletion,1,0,0,0.00000000
       /^partial +2026-08-21T11 run \d+: eve: numeric field overflow \(22003\), again at 20/m,
     );
     expect(stats.line).toBe(
-      '[2026-08-21T11, 2026-08-21T12): 0 hours final, 1 provisional\n2026-08-21T11 provisional: partial\n',
+      '[2026-08-21T11, 2026-08-21T12): 0 hours settled, 1 provisional\n2026-08-21T11 provisional: partial\n',
     );
   });
 

@@ -334,7 +334,7 @@ test('while Redis is away the page says so, and shows what the ledger knows', as
   await servers.kill('redis');
   const { status, text } = await get(shown);
   expect(status).toBe(200);
-  expect(text).toContain('Nothing is rolled up until it answers; what is owed stays owed.');
+  expect(text).toContain('nothing is rolled up until it answers; what is owed stays owed');
   expect(text).toContain('aria-label="2026-08-20T00 closed, 2 users, 2 calls, 0.25000001 credits"');
 });
 

@@ -8,9 +8,10 @@ import { listBackfills } from '../src/store/backfills.ts';
 import { reopenEarly } from '../src/store/clock.ts';
 import { allotRun, sizeOf } from '../src/store/cut.ts';
 import { openPool, type Pool } from '../src/store/db.ts';
+import { forgetCovered, uncoveredSpan, walkOn } from '../src/store/gaps.ts';
 import { lateTotals } from '../src/store/late.ts';
 import { closeEmptyHours, closeHour, owedHours } from '../src/store/ledger.ts';
-import { markedHours, markUser, untoldHours } from '../src/store/marks.ts';
+import { markedHours, markUser, sweepMarks, untoldHours } from '../src/store/marks.ts';
 import { callsSeen } from '../src/store/model-calls.ts';
 import { ledgerStatus } from '../src/store/progress.ts';
 import { unsealEarly } from '../src/store/seal.ts';
@@ -262,6 +263,95 @@ describe.each<[string, ...((hourhand: Hourhand) => Promise<unknown>)[]]>([
         partitions.add(name ?? '');
     }
     return scans;
+  }
+});
+
+describe('a look for uncovered hours', () => {
+  const running = new Date('2026-08-21T00:00:00Z');
+
+  test.each<[string, (db: Pool) => Promise<unknown>]>([
+    ['reads them', (db) => uncoveredSpan(db, now)],
+    ['forgets what is covered by now', (db) => forgetCovered(db)],
+    ['sweeps marks into them', (db) => sweepMarks(db, 50_000, now)],
+    ['walks', (db) => walkOn(db, { now })],
+  ])('%s, and reads no more rows with more closed hours or partitions', async (what, work) => {
+    const read: Record<string, number>[] = [];
+    for (const { closed, days } of [
+      { closed: 1_000, days: 2 }, // fewer are read whole
+      { closed: 17_520, days: 90 },
+    ]) {
+      await using hourhand = await startHourhand();
+      await inPartitions(hourhand, {
+        by: 'day',
+        ahead: days,
+        now: new Date(running.getTime() - days * 24 * 3_600_000),
+      });
+      await fillUncovered(hourhand, closed);
+      read.push(await rowsRead(hourhand, work));
+    }
+    const [few, many] = read;
+    expect(few).not.toEqual({});
+    // Where it is, the walk reads and writes once for each partition that it passes.
+    const { StatLook: _, StatGap: __, StatRange: ___, ...walked } = many ?? {};
+    if (what === 'walks') expect(few).toMatchObject(walked);
+    else expect(many).toEqual(few);
+  });
+
+  /**
+   * 30 uncovered hours of 200 calls each; 200 marks in ten of them; before these hours, a covered range of closed
+   * hours with a call in each.
+   */
+  async function fillUncovered({ pool }: Hourhand, closed: number): Promise<void> {
+    await pool.$executeRaw`alter table "ModelCall" disable trigger user`;
+    for (const [first, last, calls] of [
+      [1, 30, 200],
+      [31, 1_000, 1],
+    ]) {
+      await pool.$executeRaw`
+        insert into "ModelCall" (id, "userDid", "providerId", model, type, "totalUsage", credits, status, "callTime")
+        select 'call-' || i || '-' || j, 'user-' || j, 'openai', 'gpt', 'chatCompletion', 10, 0.001, 'success',
+               ${running}::timestamptz - i * interval '1 hour'
+          from generate_series(${first}::int, ${last}::int) i, generate_series(1, ${calls}::int) j`;
+    }
+    await pool.$executeRaw`
+      insert into "StatRange" values (${running}::timestamptz - (${closed}::int + 30) * interval '1 hour', ${running}::timestamptz - interval '30 hours')`;
+    await pool.$executeRaw`
+      insert into "StatHour" (hour, state, run, wanted, reason, "closedAt", fence)
+      select ${running}::timestamptz - i * interval '1 hour', 'closed', 1, 0, 'tick', now(), 0 from generate_series(31, ${closed}::int + 30) i`;
+    await pool.$executeRaw`
+      insert into "StatMark" (hour, "userDid", reason)
+      select ${running}::timestamptz - (i % 10 + 1) * interval '1 hour', 'user-' || i % 2, 'late' from generate_series(0, 199) i`;
+    await pool.$executeRaw`insert into "StatGap" select ${running}::timestamptz - i * interval '1 hour' from generate_series(1, 30) i`;
+    await pool.$executeRaw`update "StatLook" set "walkBefore" = ${running}::timestamptz`;
+    await pool.$executeRaw`analyze`;
+  }
+
+  /** The rows that some work reads, in each table and its indexes, by Postgres' own count. */
+  async function rowsRead(
+    { environment }: Hourhand,
+    work: (db: Pool) => Promise<unknown>,
+  ): Promise<Record<string, number>> {
+    const onError = () => {};
+    const client = new PrismaClient({
+      // One connection: it is asked for its own reads.
+      adapter: adapterOf(openPool(environment.DATABASE_URL, { max: 1, onError }), onError),
+    });
+    const counted = async () => {
+      await client.$queryRaw`select pg_stat_force_next_flush()::text`;
+      const lines = await client.$queryRaw<{ name: string; rows: number }[]>`
+        select name, sum(rows)::float8 as rows
+          from (select regexp_replace(relname, '^ModelCall_.*', 'ModelCall') as name, seq_tup_read as rows from pg_stat_user_tables
+                union all
+                select regexp_replace(relname, '^ModelCall_.*', 'ModelCall'), idx_tup_read from pg_stat_user_indexes) as reads
+         where name <> '_prisma_migrations' group by 1`;
+      return Object.fromEntries(lines.map(({ name, rows }) => [name, rows]));
+    };
+    const before = await counted();
+    await work(client);
+    const after = await counted();
+    await client.$disconnect();
+    const rows = Object.entries(after).map(([name, count]) => [name, count - (before[name] ?? 0)] as const);
+    return Object.fromEntries(rows.filter(([, count]) => count > 0));
   }
 });
 

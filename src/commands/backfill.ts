@@ -2,11 +2,13 @@
 
 import { setTimeout as sleep } from 'node:timers/promises';
 import { type Connections, serverOf } from '../connections.ts';
-import { backfillHours, backfillUser } from '../producers/backfills.ts';
+import { backfillHours, backfillUncovered, backfillUser } from '../producers/backfills.ts';
 import { backfillOf, type FailedHour, finishBackfills } from '../store/backfills.ts';
+import { uncoveredFinding, uncoveredNow, walkOf } from '../store/gaps.ts';
 import { startOfRunningHour } from '../store/ledger.ts';
 import { lastClosedAt } from '../store/progress.ts';
 import { type Only, surveyBackfill } from '../store/survey.ts';
+import { hourOf } from '../time/hour.ts';
 import { type Range, spell } from '../time/range.ts';
 import { openProgress } from './progress.ts';
 import { say } from './say.ts';
@@ -28,6 +30,38 @@ export async function backfill(connections: Connections, asked: Range, options: 
   return options.user === undefined
     ? await wholeHours(connections, range, options)
     : await oneUser(connections, range, options.user, options);
+}
+
+/**
+ * Ask for exactly the hours that are in no figure. Hours that become uncovered meanwhile are told, and left to the
+ * next one.
+ *
+ * @returns the exit code: 1 if, waited for, anything failed
+ */
+export async function backfillUncoveredHours(
+  connections: Connections,
+  { dryRun, wait, requestedBy, requestedFrom }: Omit<BackfillOptions, 'user' | 'only'>,
+): Promise<number> {
+  const { pool } = connections;
+  if (dryRun) {
+    const finding = uncoveredFinding(await uncoveredNow(pool));
+    say(finding ? finding.detail : 'no hour is known that holds calls and is in no figure');
+    const { lookingBefore } = await walkOf(pool);
+    if (lookingBefore) say(`hours before ${hourOf(lookingBefore)} are still to be looked at: there may be more`);
+    say('nothing was changed');
+    return 0;
+  }
+  const request = await backfillUncovered(connections, { requestedBy, requestedFrom });
+  if (!request) {
+    say('nothing to do: no hour is known that holds calls and is in no figure');
+    return 0;
+  }
+  const { backfill, hours, range } = request;
+  say(`asked for ${hours.length} hours of ${spell(range)} (backfill ${backfill})`);
+  const code = wait && hours.length > 0 ? await waitFor(connections, backfill, hours.length) : 0;
+  const more = uncoveredFinding(await uncoveredNow(pool));
+  if (more) say(`meanwhile ${more.detail}: type it again`);
+  return code;
 }
 
 /** The running hour is never rolled up: a range that names it, or the future, is cut short, aloud. */

@@ -47,7 +47,7 @@ export async function stats(
     return standingOf(db, range);
   });
   const since = found.asOf ? ` as of ${found.asOf.toISOString()}` : '';
-  say(`${spell(range)}: ${found.final} hours final${since}, ${found.provisional} provisional`);
+  say(`${spell(range)}: ${found.final} hours settled${since}, ${found.provisional} provisional`);
   for (const { hour, why } of found.reasons) say(`${hour} provisional: ${why}`);
   if (found.provisional > found.reasons.length) say('and further ones');
   return 0;

@@ -2,6 +2,7 @@
 
 import Table from 'cli-table3';
 import type { Connections } from '../connections.ts';
+import { tell } from '../dashboard/state.ts';
 import { statusOf } from '../dashboard/status.ts';
 import { hourOf } from '../time/hour.ts';
 
@@ -11,12 +12,20 @@ export async function gatherStatus(connections: Connections) {
   const { ledger, waiting, older, audit, layout, strays, alarms, schedulers, queues, workers } = found;
   if (found.redis !== null) throw new Error(found.redis);
   return {
+    ok: found.state.ok,
+    state: found.state.state,
+    troubles: found.state.troubles,
     now: ledger.now,
+    completeFrom: ledger.completeFrom && hourOf(ledger.completeFrom),
     watermark: ledger.watermark && hourOf(ledger.watermark),
+    settled: found.settled && hourOf(found.settled),
+    uncovered: found.uncovered,
+    lookingBefore: found.lookingBefore && hourOf(found.lookingBefore),
+    warnings: found.warnings,
     owed: ledger.owed,
     held: ledger.held,
     oldestOwed: ledger.oldestOwed && hourOf(ledger.oldestOwed),
-    marks: ledger.marks,
+    marks: found.marks,
     hours: ledger.unsettled,
     provisional: { hours: waiting, olderTransactions: older },
     audit,
@@ -35,8 +44,16 @@ export async function status(connections: Connections, { json }: { json: boolean
 }
 
 function inWords(found: Awaited<ReturnType<typeof gatherStatus>>): string {
+  const { watermark, completeFrom, uncovered, lookingBefore } = found;
+  const looking = lookingBefore ? `; still looking before ${lookingBefore}` : '';
   const lines = [
-    `watermark   ${found.watermark ?? 'none yet: no worker has ever started'}   (everything before it is closed)`,
+    found.state,
+    ...found.troubles.slice(1).map((trouble) => `also        ${tell(trouble)}`),
+    watermark
+      ? `watermark   ${watermark}   (every hour from ${completeFrom} to it is closed)`
+      : 'watermark   none yet: no worker has ever started',
+    `settled     ${found.settled ?? 'nothing yet'}`,
+    `no figure   ${uncovered.hours} hours with calls${looking}`,
     `owed        ${found.owed} hours${found.oldestOwed ? `, the oldest ${found.oldestOwed}` : ''}; ${found.marks} marks`,
     ...(found.held > 0 ? [`held        ${found.held} hours, of backfills that are paused`] : []),
     `workers     ${found.workers ?? 'unknown'}`,
@@ -55,9 +72,7 @@ function inWords(found: Awaited<ReturnType<typeof gatherStatus>>): string {
   for (const { hour, at, found: what, repaired } of found.audit.findings) {
     lines.push(`audit       ${hour} at ${at.toISOString()}: ${what}${repaired ? '; repaired since' : ''}`);
   }
-  lines.push(
-    `audited     ${found.audit.since ? `every closed hour since ${found.audit.since.toISOString()}` : 'not every closed hour yet'}`,
-  );
+  lines.push(`audited     ${auditedInWords(found.audit.since)}`);
   lines.push(`layout      ${layoutInWords(found.layout)}`);
   for (const { kind, subject, detail } of found.alarms) {
     lines.push(`alarm       ${[kind, subject].filter(Boolean).join(' ')}: ${detail}`);
@@ -84,6 +99,10 @@ function inWords(found: Awaited<ReturnType<typeof gatherStatus>>): string {
     ]);
   }
   return `${lines.join('\n')}\n${table.toString()}\n`;
+}
+
+function auditedInWords(since: Date | null): string {
+  return since ? `every closed hour since ${since.toISOString()}, except sealed ones` : 'not every closed hour yet';
 }
 
 function layoutInWords(layout: Awaited<ReturnType<typeof gatherStatus>>['layout']): string {

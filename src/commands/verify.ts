@@ -2,6 +2,7 @@
 
 import type { Connections } from '../connections.ts';
 import { type Db, inOneSnapshot } from '../store/db.ts';
+import { uncoveredHours } from '../store/gaps.ts';
 import { type LateHour, lateHours } from '../store/late.ts';
 import { repeatedIds } from '../store/partitions.ts';
 import { unclosedHours } from '../store/progress.ts';
@@ -64,6 +65,10 @@ export async function verify(connections: Connections, asked: Range): Promise<nu
   const sums = totals > 0 ? `; ${totals} totals differ` : '';
   const hours = `${verified} hours closed, ${open} not closed, ${sealed} sealed`;
   say(`${spell(range)}: ${hours}; ${differing} user-hours differ${sums}${ids}`);
+  const uncovered = open === 0 ? [] : (await uncoveredHours(connections.pool)).filter(isWithin(range));
+  if (uncovered.length > 0) {
+    say(`${uncovered.length} of the open hours hold calls and are in no figure: type hourhand backfill --uncovered`);
+  }
   if (late > 0) {
     say(`late, not applied: for ${late} sealed hours; "hourhand late accept HOUR…" accepts what came for them`);
   }
@@ -92,3 +97,8 @@ async function sealedInWords(
     settled: (found?.writes ?? 0) + unlisted.calls === 0,
   };
 }
+
+const isWithin =
+  ({ start, end }: Range) =>
+  (hour: Hour) =>
+    hour >= hourOf(start) && hour < hourOf(end);

@@ -6,14 +6,19 @@ import type { Connections } from '../connections.ts';
 import { inspectScheduler, type Wish, wishes } from '../producers/schedules.ts';
 import { askForKey, maxmemoryPolicy } from '../queues/redis.ts';
 import { type AlarmPolicy, type Wrong, wrongNow } from '../store/alarms.ts';
+import type { CallParts } from '../store/call-parts.ts';
 import { reasonOf } from '../store/db.ts';
+import { uncoveredSpan } from '../store/gaps.ts';
 import { pendingMigrations } from '../store/migrate.ts';
+import type { Warning } from '../store/warnings.ts';
 import { whoAsks } from './access.ts';
 import { onceAtATime } from './once.ts';
+import { warningsNow } from './warnings.ts';
 
 const LIMIT_MS = 2_000;
 
-type Finding = { ok: boolean; expected: string; found: string };
+/** `warn`: something is wrong that does not keep us from the work. */
+type Finding = { ok: boolean; warn?: true; expected: string; found: string };
 type Check = Finding & { name: string };
 
 /** `/healthz` answers for as long as the process lives, and asks nobody: not even who asks. */
@@ -29,12 +34,13 @@ export function alive(version: string): Router {
  * those alone who are known.
  */
 export function readiness(
-  { config, pool, redis, queues, alarmPolicy }: Connections,
+  { config, pool, redis, queues, alarmPolicy, callParts }: Connections,
   { version, migrations }: { version: string; migrations: string },
 ): Router {
   const look = onceAtATime(async () => {
-    const [alarms, ...others] = await Promise.all([
+    const [alarms, warnings, ...others] = await Promise.all([
       alarmChecks(pool, alarmPolicy),
+      warningChecks(pool, callParts),
       check('redis', 'an answer within 2 s', async () => {
         await askForKey(redis, config.REDIS_PREFIX);
         return { ok: true, found: 'an answer' };
@@ -56,13 +62,13 @@ export function readiness(
         check(`scheduler ${wish.id}`, 'live, off or paused', () => scheduler(pool, wish)),
       ),
     ]);
-    return [...others, ...alarms];
+    return [...others, ...alarms, ...warnings];
   });
   const router = Router();
   router.get('/readyz', async (_req, res) => {
     const checks = await look();
     const ready = checks.every(({ ok }) => ok);
-    const told = whoAsks(res) ? checks : checks.map(({ name, ok }) => ({ name, ok }));
+    const told = whoAsks(res) ? checks : checks.map(({ name, ok, warn }) => ({ name, ok, warn }));
     res.status(ready ? 200 : 503).json({ status: ready ? 'ok' : 'not ready', version, checks: told });
   });
   return router;
@@ -99,6 +105,22 @@ async function alarmChecks(pool: Connections['pool'], policy: AlarmPolicy): Prom
   return wrong.map(({ kind, subject, expected, found }) => {
     const name = ['alarm', kind, subject].filter(Boolean).join(' ');
     return { name, ok: false, expected, found };
+  });
+}
+
+/** What is wrong at this moment and does not stop the work, one by one. It never makes the answer a 503. */
+async function warningChecks(pool: Connections['pool'], parts: CallParts): Promise<Check[]> {
+  let warnings: Warning[] = [];
+  const all = await check('warnings', 'none', async () => {
+    warnings = await warningsNow(pool, parts, await uncoveredSpan(pool));
+    return { ok: true, found: `${warnings.length || 'none'}` };
+  });
+  if (!all.ok) return [{ ...all, ok: true, warn: true }]; // whether Postgres answers is a check of its own
+  if (warnings.length === 0) return [all];
+  return warnings.map(({ kind, subject, since, detail, remedy }) => {
+    const name = ['warning', kind, subject].filter(Boolean).join(' ');
+    const found = `${detail.replace(/\.$/, '')}, since ${since.toISOString()}: ${remedy}`;
+    return { name, ok: true, warn: true, expected: 'none', found };
   });
 }
 

@@ -6,10 +6,14 @@ import { type Connections, quiet, within } from '../connections.ts';
 import { inspectScheduler, wishes } from '../producers/schedules.ts';
 import { depthsOf, STATES } from '../queues/redis.ts';
 import { probesSpent } from '../store/checks.ts';
+import { uncoveredSpan } from '../store/gaps.ts';
+import { waitingMarks } from '../store/marks.ts';
 import { statusLines } from '../store/model-status.ts';
 import { hourFigures, ledgerStatus } from '../store/progress.ts';
 import { failedLately } from '../store/stale.ts';
+import { WARNING_KINDS } from '../store/warnings.ts';
 import { onceAtATime } from './once.ts';
+import { warningsNow } from './warnings.ts';
 
 /** Of each source; Prometheus itself gives up after ten seconds. */
 const LIMIT_MS = 2_000;
@@ -45,21 +49,34 @@ export function metrics(connections: Connections, registry: Registry): Router {
 }
 
 const sources: Record<string, (connections: Connections) => Promise<Figure[]>> = {
-  async postgres({ pool, modelPolicy }) {
-    const { now, watermark, owed, marks } = await ledgerStatus(pool, 0);
+  async postgres({ pool, modelPolicy, callParts }) {
+    const { now, watermark, owed } = await ledgerStatus(pool, 0);
+    const marks = await waitingMarks(pool);
+    const uncovered = await uncoveredSpan(pool);
+    const warnings = await warningsNow(pool, callParts, uncovered);
     const { running, partial, provisional, differing, durations } = await hourFigures(pool);
     const { lastHour, lastDayCredits } = await probesSpent(pool);
     const models = await statusLines(pool, await modelPolicy.interval());
     return [
       [
         'hourhand_watermark_lag_seconds',
-        'Since the watermark: everything before it is closed. At most an hour and some minutes where all is well.',
+        'Since the watermark: the live range is closed up to it. At most an hour and some minutes if all is well.',
         ...known(watermark && (now.getTime() - watermark.getTime()) / 1_000),
       ],
       [
         'hourhand_hours',
         'Hours by state; owed: ended, covered and not closed; provisional: closed, and waiting for older transactions.',
         ...by('state', { owed, running, partial, provisional }),
+      ],
+      [
+        'hourhand_uncovered_hours',
+        'Hours that have ended, hold calls, and are in no figure: neither covered nor closed.',
+        [uncovered.hours],
+      ],
+      [
+        'hourhand_warnings',
+        'Warnings that stand, by kind: what is wrong and does not stop the work.',
+        ...WARNING_KINDS.map((kind) => [warnings.filter((one) => one.kind === kind).length, { kind }] as const),
       ],
       ['hourhand_marks', 'Marks of late data, and of users asked for, that wait.', [marks]],
       [

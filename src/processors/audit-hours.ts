@@ -8,6 +8,7 @@ import { type AuditResult, auditHour, hoursToAudit } from '../store/audit.ts';
 import { forgetChanges } from '../store/changes.ts';
 import { readClock, whyHeld } from '../store/clock.ts';
 import type { Pool } from '../store/db.ts';
+import { beginWalk } from '../store/gaps.ts';
 import { forgetRuns } from '../store/runs.ts';
 import { hoursToSeal, sealHour } from '../store/seal.ts';
 import type { Hour } from '../time/hour.ts';
@@ -31,6 +32,7 @@ export function auditHoursProcessor(deps: { pool: Pool; queues: Queues; policy: 
   const { pool, policy } = deps;
   return async (context: Context) => {
     const { job, signal, log } = context;
+    await beginWalk(pool, { again: true }); // the workers' looks go on with it
     const hours = await hoursToAudit(pool, policy.audits);
     let differing = 0;
     const differs = async (hour: Hour, result: AuditResult) => {

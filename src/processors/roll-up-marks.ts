@@ -6,6 +6,7 @@ import { parseData } from '../queues/define-job.ts';
 import type { Queues } from '../queues/redis.ts';
 import { rollUpMarks } from '../queues/stats.ts';
 import type { Pool } from '../store/db.ts';
+import { noteGap } from '../store/gaps.ts';
 import { type ClosePolicy, failHour, recountHour } from '../store/ledger.ts';
 import { markedScopes } from '../store/marks.ts';
 import { storeZeroRows } from '../store/stats.ts';
@@ -25,6 +26,7 @@ export function rollUpMarksProcessor(deps: { pool: Pool; queues: Queues; policy:
   return async (context: Context) => {
     const { job, signal, log } = context;
     const { hour } = parseData(rollUpMarks, job);
+    await noteGap(pool, hour);
     // A user whose name is too long for a mark: nobody knows which one.
     if (await requestMarkedWhole(deps, hour)) return { hour, asked: 'the whole hour' };
     const { scopes, asOf } = await markedScopes(pool, hour);

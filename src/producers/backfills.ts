@@ -12,13 +12,16 @@ import {
   settle,
 } from '../store/backfills.ts';
 import type { Db, Now, Pool } from '../store/db.ts';
+import { beginWalk, uncoveredHours, walkOn } from '../store/gaps.ts';
 import { closeEmptyHours, type Reason, type RequestedHour, requestHours } from '../store/ledger.ts';
-import { endBackOff, markUser } from '../store/marks.ts';
-import { giveBack, noteFailed, noteHours } from '../store/prior.ts';
+import { endBackOff, markUser, sweepMarks } from '../store/marks.ts';
+import { giveBack, noteFailed, noteHours, noteThese } from '../store/prior.ts';
+import { lockRanges } from '../store/ranges.ts';
 import { sealedHours } from '../store/seal.ts';
-import type { Hour } from '../time/hour.ts';
+import type { Only } from '../store/survey.ts';
+import { endOf, type Hour, startOf } from '../time/hour.ts';
 import type { Range } from '../time/range.ts';
-import { enqueueHours, enqueueMarks, type HoursPolicy } from './hours.ts';
+import { enqueueHours, enqueueMarks, type HoursPolicy, SWEEP } from './hours.ts';
 
 /** What a backfill asked for. */
 export interface Request {
@@ -48,7 +51,7 @@ export async function backfillHours(
     reason,
     requestedBy,
     requestedFrom = COMMAND_LINE,
-  }: Omit<NewBackfill, 'userDid' | 'requestedFrom'> & { reason: Reason; requestedFrom?: string },
+  }: Omit<NewBackfill, 'userDid' | 'requestedFrom' | 'only'> & { only: Only; reason: Reason; requestedFrom?: string },
   now?: Now,
 ): Promise<Request> {
   const request = await pool.$transaction(async (db) => {
@@ -60,6 +63,38 @@ export async function backfillHours(
   });
   if (request.hours.length >= MANY) await analyzeHours(pool);
   await enqueueUnlessEmpty({ pool, queues, policy }, request.hours, now);
+  return request;
+}
+
+/**
+ * A backfill of exactly the hours that are uncovered now, however they lie. What is not known of them yet is found
+ * first: marks are swept, and a walk is made to its end. Asked for twice at once, the second finds none left.
+ *
+ * @returns what was asked for; `undefined` if no hour is uncovered
+ */
+export async function backfillUncovered(
+  deps: { pool: Pool; queues: Queues; policy: HoursPolicy },
+  { requestedBy, requestedFrom }: { requestedBy: string; requestedFrom: string },
+  now?: Now,
+): Promise<(Pick<Request, 'backfill' | 'hours'> & { range: Range }) | undefined> {
+  const { pool } = deps;
+  while ((await sweepMarks(pool, SWEEP, now)).marks === SWEEP);
+  await beginWalk(pool, { again: true }, now);
+  while (!(await walkOn(pool, { now })));
+  const request = await pool.$transaction(async (db) => {
+    await lockRanges(db);
+    const [first, ...rest] = await uncoveredHours(db, now);
+    if (!first) return undefined;
+    const range = { start: startOf(first), end: endOf(rest.at(-1) ?? first) };
+    const id = await insertBackfill(db, range, { only: 'uncovered', requestedBy, requestedFrom }, now);
+    const noted = await noteThese(db, id, [first, ...rest]);
+    const hours = await requestHours(db, noted, { reason: 'backfill', requestedBy, backfill: id }, now);
+    await countHours(db, id, hours.length);
+    return { backfill: Number(id), hours, range };
+  });
+  if (!request) return undefined;
+  if (request.hours.length >= MANY) await analyzeHours(pool);
+  await enqueueUnlessEmpty(deps, request.hours, now);
   return request;
 }
 

@@ -12,7 +12,7 @@ import {
   type Reason,
   requestHours,
 } from '../store/ledger.ts';
-import { isMarkedWhole, markedHours, sweepMarks, takeWholeMarks, untoldHours } from '../store/marks.ts';
+import { isMarkedWhole, markedHours, type Swept, sweepMarks, takeWholeMarks, untoldHours } from '../store/marks.ts';
 import { allSchedules } from '../store/schedules.ts';
 import { reopenSettled } from '../store/seam.ts';
 import type { Hour } from '../time/hour.ts';
@@ -36,10 +36,10 @@ export async function enqueueOwed(
   { pool, queues, policy }: { pool: Pool; queues: Queues; policy: HoursPolicy },
   now?: Now,
   asked = false,
-): Promise<{ enqueued: Hour[]; closedEmpty: Hour[]; marked: Hour[]; settled: Hour[] }> {
+): Promise<{ enqueued: Hour[]; closedEmpty: Hour[] } & Late> {
   const paused = await pausedSchedulers(pool);
   const late = paused.has('late.model.calls')
-    ? { marked: [], settled: [] }
+    ? ({ marked: [], settled: [] } satisfies Late)
     : await enqueueLate({ pool, queues, policy }, now);
   const only = paused.has('model.call.stats') && !asked ? 'asked for' : 'all';
   const owed = await owedHours(pool, policy.maxHoursPerTick, now, only);
@@ -60,8 +60,18 @@ async function pausedSchedulers(pool: Pool): Promise<Set<string>> {
   return new Set((await allSchedules(pool)).filter(({ pausedAt }) => pausedAt).map(({ id }) => id));
 }
 
+/**
+ * What a look at the late data found; `swept`: only if there was something to sweep away, and nothing if it is
+ * paused.
+ */
+export interface Late {
+  readonly marked: Hour[];
+  readonly settled: Hour[];
+  readonly swept?: Swept;
+}
+
 /** Marks that are swept away at once: about half a second of work. */
-const SWEEP = 50_000;
+export const SWEEP = 50_000;
 
 /**
  * Ask for what came late: the marked users of each hour, together, and the hours whose older transactions have ended. Marks that
@@ -70,7 +80,7 @@ const SWEEP = 50_000;
 export async function enqueueLate(
   { pool, queues, policy }: { pool: Pool; queues: Queues; policy: HoursPolicy },
   now?: Now,
-): Promise<{ marked: Hour[]; settled: Hour[] }> {
+): Promise<Late> {
   const settled = await reopenSettled(pool, now);
   await enqueueHours(
     queues,
@@ -78,8 +88,8 @@ export async function enqueueLate(
   );
   const marked = await markedHours(pool, policy.maxHoursPerTick, now);
   await enqueueMarks(queues, marked);
-  await sweepMarks(pool, SWEEP);
-  return { marked, settled };
+  const swept = await sweepMarks(pool, SWEEP, now);
+  return swept.marks > 0 ? { marked, settled, swept } : { marked, settled };
 }
 
 /** Have the ledger told of the users whom a lost job rolled up again: a job of their hour finds no mark, and tells it. */

@@ -1,6 +1,7 @@
 // Which closed hours are recounted next, and what did the audits find?
 
 import { endOf, type Hour, hourOf, startOf } from '../time/hour.ts';
+import type { Range } from '../time/range.ts';
 import { hasEnded, isAhead } from './clock.ts';
 import { type Db, inOneSnapshot, instant, type Now, type Pool, Sql } from './db.ts';
 import { recountHour } from './ledger.ts';
@@ -32,12 +33,32 @@ const audited = Sql.sql`case when "auditedAt" <= statement_timestamp() then "aud
  */
 export async function hoursToAudit(db: Db, audits: number): Promise<Hour[]> {
   const rows = await db.$queryRaw<{ hour: Date }[]>`
-    with settled as (
+    with fenced as (
       select hour, ${audited} as "auditedAt", "auditFound" from "StatHour" where ${isSettled}
     )
-    select hour from settled order by "auditFound" is null, "auditedAt" nulls first, hour
-     limit (select ceil(count(*) / greatest(${audits}::float8, 1)) + 1 from settled)`;
+    select hour from fenced order by "auditFound" is null, "auditedAt" nulls first, hour
+     limit (select ceil(count(*) / greatest(${audits}::float8, 1)) + 1 from fenced)`;
   return rows.map((row) => hourOf(row.hour));
+}
+
+/**
+ * What an audit of a range can recount: its closed hours; and how many of its hours are sealed, or not closed for
+ * good.
+ */
+export async function auditable(
+  db: Db,
+  { start, end }: Range,
+): Promise<{ hours: Hour[]; sealed: number; open: number }> {
+  const rows = await db.$queryRaw<{ hour: Date; sealed: boolean; open: boolean }[]>`
+    select hour, l."sealedAt" is not null as sealed, ${isSettled} is not true as open
+      from generate_series(${start}::timestamptz, ${end}::timestamptz - interval '1 hour', interval '1 hour') as hour
+           left join "StatHour" l using (hour)
+     order by hour`;
+  return {
+    hours: rows.filter(({ sealed, open }) => !sealed && !open).map((row) => hourOf(row.hour)),
+    sealed: rows.filter(({ sealed }) => sealed).length,
+    open: rows.filter(({ sealed, open }) => open && !sealed).length,
+  };
 }
 
 /**

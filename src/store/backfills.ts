@@ -8,13 +8,16 @@ import type { Only } from './survey.ts';
 /** The SQLSTATE of a write to a database that takes none. */
 const READ_ONLY = '25006';
 
+/** For which hours of its range a backfill asked; `uncovered`: for those that were in no figure. */
+export type BackfillOnly = Only | 'uncovered';
+
 export type BackfillState = 'running' | 'paused' | 'cancelled' | 'finished';
 
 /** Who asks for a backfill, from where, and for what. */
 export interface NewBackfill {
   readonly requestedBy: string;
   readonly requestedFrom: string;
-  readonly only: Only;
+  readonly only: BackfillOnly;
   readonly userDid?: string;
 }
 
@@ -26,7 +29,7 @@ export interface Backfill extends Range {
   readonly requestedAt: Date;
   /** The one user that it is for. */
   readonly userDid: string | null;
-  readonly only: Only;
+  readonly only: BackfillOnly;
   readonly state: BackfillState;
   readonly hours: number;
   readonly pending: number;

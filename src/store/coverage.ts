@@ -7,11 +7,21 @@ import { isHeld } from './held.ts';
 import { isCovered } from './ranges.ts';
 
 /**
- * What an operator sees of an hour. `reopened`: published before, and to run again. `owed`: to be rolled up, and never published.
- * `held`: either, but of a backfill that is paused.
- * `before`: in no covered range, and unknown to the ledger. `ahead`: not ended yet.
+ * What an operator sees of an hour. `reopened`: published before, and to run again. `owed`: to be rolled up, and
+ * never published. `held`: either, but of a backfill that is paused. `uncovered`: it holds calls, in no covered
+ * range. `before`: in no covered range either, and no call is known. `ahead`: not ended yet.
  */
-export const CELLS = ['closed', 'running', 'owed', 'reopened', 'held', 'partial', 'before', 'ahead'] as const;
+export const CELLS = [
+  'closed',
+  'running',
+  'owed',
+  'reopened',
+  'held',
+  'partial',
+  'uncovered',
+  'before',
+  'ahead',
+] as const;
 export type Cell = (typeof CELLS)[number];
 
 /** An hour in the calendar; amounts as text, for no float can hold them. */
@@ -32,8 +42,9 @@ const cells = ({ start, end }: Range, now: Now) => Sql.sql`
          case when h.hour >= date_trunc('hour', ${instant(now)}, 'UTC') then 'ahead'
               when l.state in ('closed', 'partial', 'running') then l.state::text
               when ${isHeld(Sql.sql`l."backfillId"`)} then 'held'
-              when l.state = 'open' and l.revision > 0 then 'reopened'
-              when l.state = 'open' or ${isCovered(Sql.sql`h.hour`)} then 'owed'
+              when l.wanted > l.run or ${isCovered(Sql.sql`h.hour`)}
+                then case when l.state = 'open' and l.revision > 0 then 'reopened' else 'owed' end
+              when exists (select from "StatGap" g where g.hour = h.hour) then 'uncovered'
               else 'before' end as cell
     from generate_series(${start}::timestamptz, ${end}::timestamptz - interval '1 hour', interval '1 hour') as h(hour)
          left join "StatHour" l on l.hour = h.hour`;

@@ -2,7 +2,8 @@
 
 import { type Hour, hourOf, startOf } from '../time/hour.ts';
 import type { Range } from '../time/range.ts';
-import { type Db, instant, type Now, Sql } from './db.ts';
+import { type Db, instant, type Now, type Pool, Sql } from './db.ts';
+import { lockGaps, sweptIntoGaps } from './gaps.ts';
 import { isHeld } from './held.ts';
 import { countLate } from './late.ts';
 import { isCovered } from './ranges.ts';
@@ -56,7 +57,7 @@ const covered = isCovered(Sql.sql`m.hour`);
  * from reading all rows into a hash table for the few that are asked for.)
  */
 const useful = Sql.sql`(m.reason <> 'late'
-  or exists (select from "StatHour" l where l.hour = m.hour)
+  or exists (select from "StatHour" l where l.hour = m.hour offset 0)
   or ${covered}
   or exists (select from "ModelCallStat" s where s."timeType" = 'hour' and s."timestamp" = m.hour and s."userDid" = m."userDid" offset 0)
   or exists (select from "StatMark" o where o.hour = m.hour and o."userDid" = m."userDid" and o.reason <> 'late' offset 0))`;
@@ -126,26 +127,56 @@ export async function takeWholeMarks(db: Db, hour: Hour): Promise<void> {
   await db.$executeRaw`delete from "StatMark" where hour = ${startOf(hour)}::timestamptz and "userDid" = ''`;
 }
 
+/** What a sweep took away. */
+export interface Swept {
+  readonly marks: number;
+  /**
+   * The marks of uncovered hours among them, how many hours these are, and how many of the hours were not known to be
+   * uncovered.
+   */
+  readonly uncovered: number;
+  readonly hours: number;
+  readonly fresh: number;
+  readonly first: Hour | null;
+  readonly last: Hour | null;
+}
+
 /**
  * Sweep away marks that stand for nothing, at most `limit` of them: of hours that nobody rolls up, or that are
- * sealed. What came late for a sealed hour is counted in the same statement (src/store/late.ts).
+ * sealed. The same statement counts what came late for a sealed hour (src/store/late.ts), and notes which of these
+ * hours are uncovered.
  *
- * Nothing that matters is lost where such an hour is covered at this moment: its roll-up begins after the cover is committed, and sees
- * the calls of all marks that were seen here; of later ones the cover is seen as well.
+ * Nothing that matters is lost if such an hour is covered at this moment: its roll-up begins after the cover is
+ * committed, and sees the calls of all marks that were seen here; of later ones the cover is seen as well.
  */
-export async function sweepMarks(db: Db, limit: number): Promise<number> {
-  const [row] = await db.$queryRaw<[{ marks: number }]>`
-    with swept as (
-      delete from "StatMark" where seq = any(array(
-        select seq from "StatMark" m
-         where not ${useful} or exists (select from "StatHour" l where l.hour = m.hour and l."sealedAt" is not null)
-         limit ${limit}::int))
-      returning hour, "userDid", reason
-    ), late as (
-      ${countLate}
-    )
-    select count(*)::int as marks from swept`;
-  return row.marks;
+export async function sweepMarks(pool: Pool, limit: number, now?: Now): Promise<Swept> {
+  return pool.$transaction(async (db) => {
+    await lockGaps(db);
+    const [row] = await db.$queryRaw<[Omit<Swept, 'first' | 'last'> & { first: Date | null; last: Date | null }]>`
+      with swept as (
+        delete from "StatMark" where seq = any(array(
+          select seq from "StatMark" m
+           where not ${useful}
+              or exists (select from "StatHour" l where l.hour = m.hour and l."sealedAt" is not null offset 0)
+           limit ${limit}::int))
+        returning hour, "userDid", reason
+      ), late as (
+        ${countLate}
+      ), ${sweptIntoGaps(now)}
+      select (select count(*)::int from swept) as marks, (select count(*)::int from gaps) as fresh,
+             coalesce(sum(marks), 0)::int as uncovered, count(*)::int as hours, min(hour) as first, max(hour) as last
+        from outside where held`;
+    return { ...row, first: row.first && hourOf(row.first), last: row.last && hourOf(row.last) };
+  });
+}
+
+/** How many marks wait to be taken. Marks that the next sweep takes away do not count: nobody takes them. */
+export async function waitingMarks(db: Db): Promise<number> {
+  const [{ marks }] = await db.$queryRaw<[{ marks: number }]>`
+    select count(*)::int as marks from "StatMark" m
+     where ${useful}
+       and not exists (select from "StatHour" l where l.hour = m.hour and l."sealedAt" is not null offset 0)`;
+  return marks;
 }
 
 /** Let the hours of a user's backfill that failed be tried at once. */

@@ -189,7 +189,8 @@ export async function pendingMigrations(db: Db, folder: string): Promise<string[
     .filter((name) => !applied.has(name));
 }
 
-function migrationsIn(folder: string): Migration[] {
+/** The migrations of a folder, in order. */
+export function migrationsIn(folder: string): Migration[] {
   return readdirSync(folder)
     .filter((name) => existsSync(path.join(folder, name, 'migration.sql')))
     .sort()

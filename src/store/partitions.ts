@@ -48,7 +48,7 @@ function parsePlan(comment: string | null): Plan | undefined {
 }
 
 /** `(name, start, "end")` of each partition but the default; one that begins with the first call has no start. */
-const partitions = Sql.sql`
+export const partitions = Sql.sql`
   select c.relname::text as name, substring(bound from 'FROM [(]''(.+?)''[)]')::timestamptz as start,
          substring(bound from 'TO [(]''(.+?)''[)]')::timestamptz as "end"
     from pg_inherits i join pg_class c on c.oid = i.inhrelid, pg_get_expr(c.relpartbound, c.oid) as bound

@@ -1,8 +1,9 @@
 // What were the hours of a backfill before it asked for them, and how do they become that again?
 
-import { type Hour, hourOf } from '../time/hour.ts';
+import { type Hour, hourOf, startOf } from '../time/hour.ts';
 import type { Range } from '../time/range.ts';
 import { type Db, instant, type Now, Sql } from './db.ts';
+import { lockGaps, noteGivenBack } from './gaps.ts';
 import { isUntold, recountHour } from './ledger.ts';
 import { coverAsked, isCovered, lockRanges, uncover } from './ranges.ts';
 import { isAsked, type Only } from './survey.ts';
@@ -32,6 +33,18 @@ export async function noteHours(db: Db, id: bigint, { start, end }: Range, only:
   );
   await coverAsked(db, id);
   return hours;
+}
+
+/** The same for these hours alone, which the caller has found after `lockRanges`. */
+export async function noteThese(db: Db, id: bigint, hours: readonly Hour[]): Promise<Hour[]> {
+  const starts = hours.map(startOf);
+  await db.$executeRaw`
+    insert into "StatHour" (hour, state, reason)
+    select hour, 'open', 'backfill' from unnest(${starts}::timestamptz[]) as hour order by hour
+    on conflict do nothing`;
+  const noted = await note(db, id, Sql.sql`l.hour = any(${starts}::timestamptz[])`);
+  await coverAsked(db, id);
+  return noted;
 }
 
 /** Write down anew what the failed hours of a backfill are, as `noteHours` does. */
@@ -73,6 +86,7 @@ async function note(db: Db, id: bigint, which: Sql.Sql): Promise<Hour[]> {
  * @returns how many hours are no longer this backfill's
  */
 export async function giveBack(db: Db, id: number): Promise<number> {
+  await lockGaps(db);
   await lockRanges(db);
   await db.$executeRaw`lock table "StatHour" in exclusive mode`;
   await handDown(db, id);
@@ -93,6 +107,7 @@ export async function giveBack(db: Db, id: number): Promise<number> {
     db,
     marks.map(({ hour }) => hour),
   );
+  await noteGivenBack(db, id);
   const hours = await db.$executeRaw`
     delete from "BackfillHour" h
      where "backfillId" = ${id}::bigint and not exists (select from "StatHour" l where l.hour = h.hour and l.run >= h.wanted)`;

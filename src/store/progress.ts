@@ -43,36 +43,55 @@ export async function unclosedHours(db: Db, { start, end }: Range): Promise<Uncl
 
 export interface LedgerStatus {
   now: Date;
-  /** Everything before it, in the live range, is closed; never in the future; `null` before the first start. */
+  /** The start of the live range: every hour from it to the watermark is closed. `null` before the first start. */
+  completeFrom: Date | null;
+  /**
+   * The first hour of the live range that is not closed, or the hour that runs; never in the future. `null` before
+   * the first start.
+   */
   watermark: Date | null;
+  /** Hours that have ended, are covered and are not closed, those of paused backfills left out. */
   owed: number;
-  /** Hours that would be owed, were their backfill not paused. */
-  held: number;
   oldestOwed: Date | null;
+  newestOwed: Date | null;
+  /** Hours that would be owed if their backfill were not paused. */
+  held: number;
+  oldestHeld: Date | null;
+  newestHeld: Date | null;
   partial: number;
-  marks: number;
   unsettled: HourLine[];
 }
 
-/** The ledger in a few figures, with at most `limit` partial and running hours. */
+/**
+ * The ledger in a few figures, with at most `limit` partial and running hours.
+ *
+ * A range with as many closed hours as it has hours is passed over by that count.
+ */
 export async function ledgerStatus(db: Db, limit: number, now?: Now): Promise<LedgerStatus> {
   const [row] = await db.$queryRaw<[Omit<LedgerStatus, 'unsettled'>]>`
     with ended as (
       select date_trunc('hour', ${instant(now)}, 'UTC') as until
-    ), owed as (
+    ), owed as materialized (
       select hour, r."end" is null as live, ${isHeld(Sql.sql`l."backfillId"`)} as held from ended, "StatRange" r,
+             lateral (select count(*) as closed from "StatHour" c
+                       where c.hour >= r.start and c.hour < least(r."end", until) and c.state = 'closed') as known,
              generate_series(r.start, least(r."end", until) - interval '1 hour', interval '1 hour') as hour
              left join "StatHour" l using (hour)
-       where l.state is distinct from 'closed'
+       where known.closed < extract(epoch from least(r."end", until) - r.start) / 3600
+         and l.state is distinct from 'closed'
+    ), live as (
+      select start from "StatRange", ended where "end" is null and start <= until
     )
-    select ${instant(now)} as now,
-           case when exists (select from "StatRange", ended where "end" is null and start <= until)
+    select ${instant(now)} as now, (select start from live) as "completeFrom",
+           case when exists (select from live)
                 then coalesce((select min(hour) from owed where live), (select until from ended))
            end as watermark,
            (select count(*)::int from owed where not held) as owed, (select count(*)::int from owed where held) as held,
            (select min(hour) from owed where not held) as "oldestOwed",
-           (select count(*)::int from "StatHour" where state = 'partial') as partial,
-           (select count(*)::int from "StatMark") as marks`;
+           (select max(hour) from owed where not held) as "newestOwed",
+           (select min(hour) from owed where held) as "oldestHeld",
+           (select max(hour) from owed where held) as "newestHeld",
+           (select count(*)::int from "StatHour" where state = 'partial') as partial`;
   const unsettled = await db.$queryRaw<(Omit<HourLine, 'hour'> & { hour: Date })[]>`
     select hour, state::text, run, error, "nextAttemptAt" from "StatHour" where state in ('partial', 'running')
      order by state = 'partial' desc, hour desc limit ${limit}::int`;

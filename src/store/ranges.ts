@@ -22,13 +22,16 @@ export async function uncover(db: Db, hours: Sql.Sql): Promise<void> {
 /**
  * Open the live range, from the hour before this first start and without end, unless there is one. A backfill that was first to
  * cover one of its hours is so no longer: cancelled, it leaves the hour to the live range.
+ *
+ * @returns whether this was the first start
  */
-export async function coverFromNowOn(pool: Pool, now?: Now): Promise<void> {
-  await pool.$transaction(async (db) => {
+export async function coverFromNowOn(pool: Pool, now?: Now): Promise<boolean> {
+  return pool.$transaction(async (db) => {
     const [live] = await db.$queryRaw<[{ start: Date | null }]>`
       select (select start from "StatRange" where "end" is null) as start`;
-    if (live.start) return;
+    if (live.start) return false;
     await coverFrom(db, now);
+    return true;
   });
 }
 
@@ -65,9 +68,14 @@ export async function lockRanges(db: Db): Promise<void> {
   await db.$executeRaw`lock table "StatRange" in share row exclusive mode`;
 }
 
-/** Whether an hour lies in a covered range. */
-export const isCovered = (hour: Sql.Sql) =>
-  Sql.sql`exists (select from "StatRange" r where r.start <= ${hour} and coalesce(r."end", 'infinity') > ${hour})`;
+/** Whether an hour lies in a covered range. Ranges never overlap: only the last one that has begun can hold it. */
+export const isCovered = (hour: Sql.Sql) => Sql.sql`
+  exists (select from (select "end" from "StatRange" where start <= ${hour} order by start desc limit 1) as r
+           where coalesce(r."end", 'infinity') > ${hour})`;
+
+/** `(start, "end")` of the last covered range that begins before an hour. */
+export const rangeBefore = (hour: Sql.Sql) => Sql.sql`
+  select start, "end" from "StatRange" where start < ${hour} order by start desc limit 1`;
 
 const hoursOf = (hours: Sql.Sql) => Sql.sql`
   coalesce((select range_agg(tstzrange(hour, hour + interval '1 hour')) from (${hours}) as hours), '{}')`;

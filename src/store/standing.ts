@@ -67,10 +67,38 @@ const why = Sql.sql`case when state <> 'closed' then state else concat_ws(', ',
   case when "underWay" then 'calls under way' end,
   case when older then 'older transactions' end) end`;
 
+/**
+ * Up to where all of a closed stretch is settled: its end, or the first of its hours that is marked, has calls under
+ * way, or waits for older transactions.
+ */
+export async function settledUntil(db: Db, { start, end }: Range): Promise<Date> {
+  const within = (hour: Sql.Sql) => Sql.sql`${hour} >= ${start}::timestamptz and ${hour} < ${end}::timestamptz`;
+  const [row] = await db.$queryRaw<[{ until: Date }]>`
+    select least(${end}::timestamptz,
+      (select hour from "StatHour" l
+        where fence is distinct from 0 and state = 'closed' and "sealedAt" is null and ${within(Sql.sql`hour`)}
+        order by hour limit 1),
+      (select hour from "StatMark" m where ${within(Sql.sql`hour`)}
+          and not exists (select from "StatHour" l where l.hour = m.hour and l."sealedAt" is not null offset 0)
+        order by hour limit 1),
+      (select date_trunc('hour', "callTime", 'UTC') from "ModelCall"
+        where status = 'processing' and ${within(Sql.sql`"callTime"`)}
+        order by "callTime" limit 1)) as until`;
+  return row.until;
+}
+
 /** The closed hours that wait for older transactions: published, and to run once more. */
 export async function waitingHours(db: Db, limit: number): Promise<Hour[]> {
   const rows = await db.$queryRaw<{ hour: Date }[]>`
     select hour from "StatHour" where fence is distinct from 0 and state = 'closed' and "sealedAt" is null
      order by hour desc limit ${limit}::int`;
   return rows.map((row) => hourOf(row.hour));
+}
+
+/** How many closed hours wait for older transactions, and where they lie. */
+export async function waitingSpan(db: Db): Promise<{ hours: number; first: Date | null; last: Date | null }> {
+  const [row] = await db.$queryRaw<[{ hours: number; first: Date | null; last: Date | null }]>`
+    select count(*)::int as hours, min(hour) as first, max(hour) as last
+      from "StatHour" where fence is distinct from 0 and state = 'closed' and "sealedAt" is null`;
+  return row;
 }

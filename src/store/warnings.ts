@@ -3,7 +3,16 @@
 import { type Db, instant, type Now, type Pool } from './db.ts';
 
 /** Each kind of warning is raised and ended by one look. */
-export type WarningKind = 'clock' | 'partitions' | 'redis-owner' | 'sealed-late' | 'triggers' | 'uncovered';
+export const WARNING_KINDS = [
+  'clock',
+  'partitions',
+  'redis-owner',
+  'sealed-late',
+  'triggers',
+  'unaudited',
+  'uncovered',
+] as const;
+export type WarningKind = (typeof WARNING_KINDS)[number];
 
 /** One thing that is wrong. `detail` is a sentence; `remedy` says what to type or to do. */
 export interface Finding {

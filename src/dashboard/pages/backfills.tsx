@@ -1,7 +1,7 @@
 // How are past hours asked for, and what became of it?
 
 import type { VNode } from 'preact';
-import type { Backfill, FailedHour } from '../../store/backfills.ts';
+import type { Backfill, BackfillOnly, FailedHour } from '../../store/backfills.ts';
 import type { Only, Survey } from '../../store/survey.ts';
 import { hourOf } from '../../time/hour.ts';
 import { type Range, spell } from '../../time/range.ts';
@@ -63,11 +63,13 @@ export function BackfillsPart({ backfills, viewer }: { backfills: readonly Backf
 
 const NOTHING: Wish = { from: '', to: '', user: '', only: 'all' };
 
+/** What the form offers. */
 const ONLY: Record<Only, string> = {
   all: 'all hours',
   missing: 'only those that were never rolled up',
   partial: 'only partial ones',
 };
+const ASKED_FOR: Record<BackfillOnly, string> = { ...ONLY, uncovered: 'only those that were in no figure' };
 
 function WishForm({ wish }: { wish: Wish }): VNode {
   return (
@@ -184,7 +186,7 @@ export function BackfillPart({ view: backfill, viewer }: { view: BackfillView; v
         <Bar backfill={backfill} />
       </p>
       <p>
-        {ONLY[only]}, asked for by {requestedBy} ({requestedFrom}) at {instant(requestedAt)}
+        {ASKED_FOR[only]}, asked for by {requestedBy} ({requestedFrom}) at {instant(requestedAt)}
         {pausedAt &&
           state === 'paused' &&
           `; paused by ${settledBy} at ${instant(pausedAt)}: its hours are not owed meanwhile`}

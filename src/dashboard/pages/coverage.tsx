@@ -20,13 +20,14 @@ const DAY_MS = 24 * HOUR_MS;
 const MOST_DAYS_OF_HOURS = 31;
 
 const MEANINGS: Record<Cell, string> = {
-  closed: 'every call is counted',
+  closed: 'every call that had come is counted',
   running: 'being rolled up',
   owed: 'to be rolled up',
   reopened: 'published, and to be rolled up again',
   held: 'asked for by a paused backfill: waits until it is resumed',
   partial: 'some users could not be stored',
-  before: 'not covered',
+  uncovered: 'holds calls that are in no figure: hourhand backfill --uncovered',
+  before: 'not covered, and no call is known',
   ahead: 'not ended yet',
 };
 
@@ -38,6 +39,7 @@ const GLYPHS: Record<Cell, string> = {
   reopened: '↻',
   held: '‖',
   partial: '!',
+  uncovered: '?',
   before: '–',
   ahead: '',
 };
@@ -185,7 +187,17 @@ function Days({ days }: { days: readonly CoverageDay[] }): VNode {
 }
 
 /** What a day is shown as: whatever of its hours asks for most attention. */
-const WORST: readonly Cell[] = ['partial', 'reopened', 'owed', 'running', 'held', 'closed', 'before', 'ahead'];
+const WORST: readonly Cell[] = [
+  'uncovered',
+  'partial',
+  'reopened',
+  'owed',
+  'running',
+  'held',
+  'closed',
+  'before',
+  'ahead',
+];
 
 function worst(states: readonly Cell[]): Cell {
   return WORST.find((cell) => states.includes(cell)) ?? 'before';

@@ -2,16 +2,17 @@
 
 import type { VNode } from 'preact';
 import { hourOf } from '../../time/hour.ts';
+import { tell } from '../state.ts';
 import type { Status } from '../status.ts';
 import { pathOf } from './coverage.tsx';
 import { Act, type Viewer } from './document.tsx';
 import { EVERY, Live } from './live.tsx';
-import { amount, count, instant, span, whole } from './words.ts';
+import { amount, capital, count, instant, span, whole } from './words.ts';
 
-export function Now({ status }: { status: Status }): VNode {
+export function Now({ status, viewer }: { status: Status; viewer: Viewer }): VNode {
   return (
     <Live id="now" path="/parts/now" seconds={EVERY.busy} label="Now" shows={status}>
-      <Verdict status={status} />
+      <Verdict status={status} viewer={viewer} />
       <Facts status={status} />
       <Unsettled status={status} />
     </Live>
@@ -38,78 +39,51 @@ export function Machinery({ status, viewer }: { status: Status; viewer: Viewer }
   );
 }
 
-/** What is wrong, each with what to do; nothing at all is the best news of the page. */
-function problemsOf(status: Status): string[] {
-  const { ledger, audit, schedulers, queues, redis, workers, alarms, models } = status;
-  const found: (string | false | undefined)[] = [
-    redis !== null && `${redis}. Nothing is rolled up until it answers; what is owed stays owed.`,
-    ledger.watermark === null && 'No worker has ever started: start one with hourhand worker.',
-    workers?.length === 0 && 'No worker is alive: start one with hourhand worker.',
-    ...alarms.map(({ kind, subject, detail }) => `Alarm ${[kind, subject].filter(Boolean).join(' ')}: ${detail}`),
-    ledger.partial > 0 &&
-      `${count(ledger.partial, 'hour is', 'hours are')} partial: the hour's page names the users that cannot be stored, and why.`,
-    audit.findings.some(({ repaired }) => !repaired) &&
-      'An audit found figures that are not what the calls add up to; they are rolled up again by themselves.',
-    ...schedulers
-      .filter(({ state }) => ['missing', 'changed', 'broken'].includes(state))
-      .map(
-        ({ id, state }) =>
-          `Scheduler ${id} is ${state}: a worker mends it within 30 seconds; hourhand schedule does so now.`,
-      ),
-    ...schedulers
-      .filter(({ state }) => state === 'paused')
-      .map(
-        ({ id, pausedBy }) =>
-          `Scheduler ${id} is paused by ${pausedBy}: nothing is asked for by it until it is resumed.`,
-      ),
-    ...queues
-      .filter(({ paused }) => paused)
-      .map(({ queue }) => `Queue ${queue} is paused: its jobs wait until it is resumed, under Queues.`),
-    models.some(({ status: health }) => health === 'down') &&
-      `Down: ${models
-        .filter(({ status: health }) => health === 'down')
-        .slice(0, 5)
-        .map(({ provider, model }) => `${provider}/${model}`)
-        .join(', ')}.`,
-  ];
-  return found.filter((problem) => typeof problem === 'string');
-}
-
-function Verdict({ status }: { status: Status }): VNode {
-  const problems = problemsOf(status);
-  const { watermark, owed } = status.ledger;
-  const complete = watermark ? `Every figure before ${hourOf(watermark)} is complete.` : 'Nothing is complete yet.';
-  if (problems.length === 0) {
-    return (
-      <p class="verdict good">
-        <strong>{complete}</strong>{' '}
-        {owed === 0 ? 'Nothing is owed.' : `${count(owed, 'hour is', 'hours are')} owed, and on the way.`}
-      </p>
-    );
-  }
+/**
+ * The sentence of the state of things, in bold: what is wrong comes first. What else is wrong stands below, with what
+ * to do.
+ */
+function Verdict({ status: { state, uncovered }, viewer }: { status: Status; viewer: Viewer }): VNode {
+  const others = state.troubles.slice(1);
   return (
-    <div class="verdict bad">
-      <strong>{complete}</strong>
-      <ul>
-        {problems.map((problem) => (
-          <li key={problem}>{problem}</li>
-        ))}
-      </ul>
+    <div class={`verdict ${state.ok ? 'good' : 'bad'}`}>
+      <strong>{state.state}</strong>
+      {others.length > 0 && (
+        <ul>
+          {others.map((trouble) => (
+            <li key={trouble.what}>{capital(tell(trouble))}</li>
+          ))}
+        </ul>
+      )}
+      {uncovered.hours > 0 && (
+        <div class="acts">
+          <Act viewer={viewer} action="/uncovered/cover" label="Cover these hours" />
+        </div>
+      )}
     </div>
   );
 }
 
 function Facts({ status }: { status: Status }): VNode {
-  const { ledger, audit, workers, stale, waiting, now } = status;
+  const { ledger, audit, workers, stale, provisional, uncovered, marks, settled, now } = status;
   const lag = ledger.watermark ? now.getTime() - ledger.watermark.getTime() : undefined;
   const facts: [string, string][] = [
     ['Watermark', ledger.watermark ? `${hourOf(ledger.watermark)}, ${span(lag ?? 0)} ago` : 'none yet'],
+    [
+      'Settled',
+      settled ? `every hour from ${hourOf(ledger.completeFrom ?? settled)} to ${hourOf(settled)}` : 'none yet',
+    ],
+    ['In no figure', count(uncovered.hours, 'hour with calls', 'hours with calls')],
     ['Owed', `${count(ledger.owed, 'hour')}${ledger.oldestOwed ? `, the oldest ${hourOf(ledger.oldestOwed)}` : ''}`],
     ['Held by paused backfills', count(ledger.held, 'hour')],
-    ['Late data', `${count(ledger.marks, 'mark')} waiting`],
+    ['Late data', `${count(marks, 'mark')} waiting`],
     [
       'Provisional',
-      count(waiting.length, 'closed hour waits for older transactions', 'closed hours wait for older transactions'),
+      count(
+        provisional.hours,
+        'closed hour waits for older transactions',
+        'closed hours wait for older transactions',
+      ),
     ],
     ['Workers', workers ? inVersions(workers) : 'unknown: Redis does not say'],
     [
@@ -121,7 +95,7 @@ function Facts({ status }: { status: Status }): VNode {
       [
         audit.last ? `the last at ${instant(audit.last)}` : 'none yet',
         audit.since
-          ? `every closed hour recounted since ${instant(audit.since)}`
+          ? `every closed hour recounted since ${instant(audit.since)}, except sealed ones`
           : 'not every closed hour recounted yet',
       ].join('; '),
     ],

@@ -10,6 +10,7 @@ import { renderToString } from 'preact-render-to-string';
 import type { Connections } from '../../connections.ts';
 import {
   backfillHours,
+  backfillUncovered,
   backfillUser,
   cancelBackfill,
   pauseBackfill,
@@ -110,7 +111,7 @@ export function pages(connections: Connections, { sample }: { sample: boolean })
             {problem}
           </p>
         )}
-        <Now status={now} />
+        <Now status={now} viewer={viewer} />
         <Coverage calendar={calendar} />
         <BackfillsPart backfills={backfills} viewer={viewer} />
         <ChartsPart charts={charts} />
@@ -121,7 +122,7 @@ export function pages(connections: Connections, { sample }: { sample: boolean })
   });
   router.get('/parts/now', async (req, res) => {
     const now = await status();
-    answerPart(req, res, now, <Now status={now} />);
+    answerPart(req, res, now, <Now status={now} viewer={viewerOf(req, res)} />);
   });
   router.get('/parts/machinery', async (req, res) => {
     const now = await status();
@@ -201,6 +202,13 @@ export function pages(connections: Connections, { sample }: { sample: boolean })
       ? await backfillUser(connections, wish.user, range, asked(req, res, only))
       : await backfillHours(connections, range, asked(req, res, only));
     done(req, res, `/backfills/${backfill}`, `Backfill ${backfill} has begun.`);
+  });
+  router.post('/uncovered/cover', async (req, res) => {
+    await record(connections, req, res, { what: 'backfill', subject: 'uncovered hours' });
+    const { requestedBy, requestedFrom } = asked(req, res, 'all');
+    const request = await backfillUncovered(connections, { requestedBy, requestedFrom });
+    if (request) done(req, res, `/backfills/${request.backfill}`, `Backfill ${request.backfill} has begun.`);
+    else done(req, res, '/', 'No hour is uncovered any more.');
   });
   router.get('/parts/backfills', async (req, res) => {
     const backfills = await newestBackfills();

@@ -45,3 +45,8 @@ export function successRate(success: bigint, failed: bigint): number | undefined
   const ended = success + failed;
   return ended === 0n ? undefined : Number((success * 10_000n) / ended) / 100;
 }
+
+/** A sentence begins with a capital letter. */
+export function capital(text: string): string {
+  return text.slice(0, 1).toUpperCase() + text.slice(1);
+}

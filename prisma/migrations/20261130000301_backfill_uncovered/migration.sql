@@ -1,0 +1,2 @@
+-- AlterEnum
+ALTER TYPE "BackfillOnly" ADD VALUE 'uncovered';
