@@ -127,8 +127,8 @@ test('one that waits for the calls gives way to the gateway again and again, and
   const migrating = migrate(database.url, folder.path, () => {}, { patienceMs: 2_500 });
   const refused = expect(migrating).rejects.toThrow(
     new RegExp(
-      `^migration 9_calls: canceling statement due to lock timeout; in the way is session ${pid} of \\w+ ` +
-        '\\(a long report, in a transaction since .*Z\\): end it, and try again; nothing of it was applied$',
+      `^migration 9_calls: canceling statement due to lock timeout; in the way is the session ${pid} of role \\w+ ` +
+        '\\(a long report\\), whose transaction began at .*Z: .*, and try again; nothing of it was applied$',
     ),
   );
   const waits: number[] = [];
@@ -150,7 +150,7 @@ test('one that waits for its turn for longer than it may says who migrates', asy
   await using database = await emptyDatabase();
   using engineLock = await hold(database.url, 'select pg_advisory_lock(72707369)');
   await expect(migrate(database.url, migrations, () => {}, { patienceMs: 300 })).rejects.toThrow(
-    /^another process migrates; in the way is session \d+ of \w+ \(no application name\): end it, and try again$/,
+    /^another process migrates; in the way is the session \d+ of role \w+ .*: SELECT pg_terminate_backend\(\d+\), and try again$/,
   );
   engineLock[Symbol.dispose]();
   expect(await migrate(database.url, migrations)).toEqual(ours);

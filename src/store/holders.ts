@@ -1,8 +1,8 @@
-// Finds the transactions that hold the table of calls.
+// Finds the transactions that hold a lock, such as those on the table of calls.
 
 import { setTimeout as sleep } from 'node:timers/promises';
 
-/** A transaction that holds a lock on `ModelCall` or on its default partition. */
+/** A transaction that holds a lock. */
 export interface Holder {
   /** PostgreSQL's own name for the transaction. */
   readonly transaction: string;
@@ -17,10 +17,12 @@ export interface Holder {
 }
 
 /**
- * The holders, the oldest first. A lock that a session still waits for does not count. Every role may read
- * `pg_locks`, but not when a stranger's transaction began.
+ * The holders of some locks, the oldest first. A lock that a session still waits for does not count. Every role may
+ * read `pg_locks`, but not when a stranger's transaction began.
+ *
+ * @param which a condition on a row `l` of `pg_locks`
  */
-export const holdersQuery = `
+export const holdersOf = (which: string) => `
   select l.virtualtransaction as transaction, coalesce(a.leader_pid, l.pid) as pid,
          coalesce(a.usename, p.owner)::text as role,
          coalesce(nullif(a.application_name, ''), a.backend_type) as application, p.gid,
@@ -29,11 +31,15 @@ export const holdersQuery = `
          left join pg_stat_activity a on a.pid = l.pid
          left join pg_prepared_xacts p
                 on l.pid is null and p.transaction::text = split_part(l.virtualtransaction, '/', 2)
-   where l.locktype = 'relation' and l.granted and l.pid is distinct from pg_backend_pid()
-     and l.database = (select oid from pg_database where datname = current_database())
-     and l.relation in (to_regclass('"ModelCall"'), to_regclass('"ModelCall_default"'))
+   where l.granted and l.pid is distinct from pg_backend_pid()
+     and l.database = (select oid from pg_database where datname = current_database()) and (${which})
    group by 1, 2, 3, 4, 5
    order by min(coalesce(a.xact_start, p.prepared)) nulls last, pid`;
+
+/** The holders of `ModelCall` or of its default partition. */
+export const holdersQuery = holdersOf(
+  `l.locktype = 'relation' and l.relation in (to_regclass('"ModelCall"'), to_regclass('"ModelCall_default"'))`,
+);
 
 /**
  * Look twice: a transaction that is there both times has held the table for longer than `ms`.

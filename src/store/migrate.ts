@@ -8,6 +8,7 @@ import pg from 'pg';
 import { connectClient } from './client.ts';
 import type { Db } from './db.ts';
 import { beginning, type Client } from './driver.ts';
+import { type Holder, holdersOf, remedyFor, spellHolder } from './holders.ts';
 
 /** The advisory lock that Prisma's own engine takes, so that neither runs beside the other. */
 const PRISMA_LOCK = 72_707_369;
@@ -154,24 +155,16 @@ async function isVacuumed(client: Client): Promise<boolean> {
   return rowCount !== 0;
 }
 
-/** Which session holds the tables, or migrates, for longest, and what to do about it. */
+/** Who holds the tables, or migrates, for longest, and what to do about it. */
 async function inTheWay(client: Client): Promise<string> {
   const { rows } = await client.alone(
-    `select a.pid, a.usename as role, a.application_name as application, a.xact_start as since
-       from pg_locks l join pg_stat_activity a on a.pid = l.pid
-      where l.granted and l.pid <> pg_backend_pid()
-        and (l.relation in (select oid from pg_class where relnamespace = current_schema()::regnamespace)
-             or (l.locktype = 'advisory' and l.classid = 0 and l.objid = $1))
-        and l.database = (select oid from pg_database where datname = current_database())
-      order by a.xact_start limit 1`,
-    [PRISMA_LOCK],
+    holdersOf(`
+      l.relation in (select oid from pg_class where relnamespace = current_schema()::regnamespace)
+      or l.locktype = 'advisory' and l.classid = 0 and l.objid = ${PRISMA_LOCK}`),
   );
-  const [session] = rows as { pid: number; role: string; application: string; since: Date | null }[];
-  if (!session) return 'the session that was in the way has ended: try again';
-  const { pid, role, application } = session;
-  const since = session.since ? `, in a transaction since ${session.since.toISOString()}` : '';
-  const what = `${application || 'no application name'}${since}`;
-  return `in the way is session ${pid} of ${role} (${what}): end it, and try again`;
+  const [holder] = rows as Holder[];
+  if (!holder) return 'who was in the way has ended: try again';
+  return `in the way is ${spellHolder(holder).replace(/,$/, '')}: ${remedyFor(holder)}, and try again`;
 }
 
 /** The names of the migrations that the database lacks. */
