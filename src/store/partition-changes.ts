@@ -157,6 +157,7 @@ function attach(name: string, range: Range): string {
       if not pg_try_advisory_xact_lock(${PARTITION_LOCK}) or ${isDraft(name)} is not true then ${giveWay}; end if;
       lock table only "ModelCall" in access exclusive mode;
       lock table only ${quoted(DEFAULT_PARTITION)} in access exclusive mode nowait;
+      perform set_config('hourhand.archives', 'yes', true); -- no call leaves its hour: none is looked for by its id
       with moved as (delete from ${quoted(DEFAULT_PARTITION)} where ${calledWithin(range)} returning *)
       insert into ${quoted(name)} select * from moved;
       get diagnostics moved = row_count;
