@@ -349,8 +349,8 @@ describe('a server that goes away', () => {
     await hourhand.record(...calls);
     await hourhand.cover(hours[0], hours[1]);
     const locked = await pool.$transaction(async (db) => {
-      // The first look stops at the first scheduler, with the queues' workers at work.
-      await db.$executeRaw`lock table "StatSchedule" in exclusive mode`;
+      // The first look stops at the backfills, with the queues' workers at work.
+      await db.$executeRaw`lock table "Backfill" in exclusive mode`;
       const starting = startWorker(hourhand, hourhand.environment, undefined, 200);
       starting.catch(() => {});
       await until(

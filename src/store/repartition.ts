@@ -175,7 +175,9 @@ const obstaclesQuery = `
 
 async function prepareKey(client: pg.Client, signal?: AbortSignal): Promise<void> {
   await run(client, `DROP INDEX CONCURRENTLY IF EXISTS "${KEY_INDEX}"`, signal); // half of one, perhaps
+  await run(client, `SET lock_timeout = '60min'`, signal); // it waits for older transactions, one of which may never end
   await run(client, `CREATE UNIQUE INDEX CONCURRENTLY "${KEY_INDEX}" ON "ModelCall" (id, "callTime")`, signal);
+  await run(client, 'SET lock_timeout = 0', signal);
 }
 
 /** Until the exchange, the check refuses a call beyond the boundary: it must be over well before that is reached. */
