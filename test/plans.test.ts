@@ -289,12 +289,13 @@ describe('a look for uncovered hours', () => {
       await fillUncovered(hourhand, closed);
       read.push(await rowsRead(hourhand, work));
     }
-    const [few, many] = read;
+    const [few = {}, many = {}] = read;
     expect(few).not.toEqual({});
-    // Where it is, the walk reads and writes once for each partition that it passes.
-    const { StatLook: _, StatGap: __, StatRange: ___, ...walked } = many ?? {};
-    if (what === 'walks') expect(few).toMatchObject(walked);
-    else expect(many).toEqual(few);
+    for (const [table, rows] of Object.entries(many)) {
+      // The walk reads where it is, and what is noted and covered there, once for each partition that it passes.
+      if (what === 'walks' && !['ModelCall', 'StatHour', 'StatMark'].includes(table)) continue;
+      expect(rows, table).toBeLessThanOrEqual(few[table] ?? 0);
+    }
   });
 
   /**
