@@ -205,7 +205,7 @@ describe('a clean-up', () => {
     // Its place is told to the microsecond: to the millisecond, the next batch would be the same.
     await hourhand.pool.$executeRaw`update "ModelCall" set "callTime" = "callTime" + interval '1 microsecond'`;
     const batch = await hourhand.pool.$transaction((db) => failBatch(db, limits, { size: 4, now }));
-    const next = { callTime: '2026-08-20 13:10:00.000001+00', id: 'v3' };
+    const next = { callTime: '2026-08-20T13:10:00.000001+00:00', id: 'v3' };
     expect(batch).toEqual({ calls: 0, models: [], hours: [], next });
     expect((await clean(hourhand, { limits, size: 4 })).done.calls).toBe(1);
   });
