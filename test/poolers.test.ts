@@ -18,6 +18,8 @@ import { type Settings, startPooler } from './support/pooler.ts';
 
 /** The tests end by states. The limit is for a machine that is very busy. */
 const LIMIT = { timeout: 600_000 };
+/** They wait most of the time, for the looks of workers and for what killed ones had in hand: several at once. */
+const AT_ONCE = { concurrent: true };
 
 const bouncer = await findPgBouncer();
 const noBouncer = 'none' in bouncer ? bouncer.none : undefined;
@@ -243,7 +245,7 @@ const modes: [string, Mode, Settings][] = [
   ['a pooler that gives each transaction a connection in which a stranger worked', 'adversarial', SHANGHAI],
 ];
 
-describe.each(modes)('behind %s', (_, mode, settings) => {
+describe.each(modes)('behind %s', AT_ONCE, (_, mode, settings) => {
   test.skipIf(noBouncer && mode !== 'adversarial')(
     'every figure is exact: of an import, of calls by the pooler, of late data, at the seam, and under kills',
     LIMIT,
@@ -324,56 +326,7 @@ async function decoysTaken({ server }: Behind): Promise<string[]> {
   return taken;
 }
 
-test(
-  'Ctrl-C of an import ends its own statement, and no other, whichever connection the pooler gave it',
-  LIMIT,
-  async () => {
-    await using place = await behind('adversarial', SHANGHAI);
-    await migrate(place.direct, migrations);
-    await using hourhand = await startHourhand({ ...ENV, DATABASE_URL: place.url });
-    // Strangers at work in all connections except two: one for the import, and one that is free.
-    const strangers = await Promise.all(STRANGERS.slice(2).map(() => connected(hourhand)));
-    const working = strangers.map((stranger) => stranger.query('select pg_sleep(600)').then(() => 'done', String));
-    const statements = async (like: string) =>
-      (
-        await place.server.query(
-          `select pid from pg_stat_activity where datname = current_database() and state = 'active' and query like $1 and pid <> pg_backend_pid()`,
-          [like],
-        )
-      ).rows.length;
-    await until(
-      () => statements('select pg_sleep%'),
-      (n) => n === strangers.length,
-    );
-    // The import waits for a writer who has the table.
-    await place.server.query('begin');
-    await place.server.query(`lock table ${OURS}."ModelCall" in share mode`);
-    const importing = hourhand.spawn('import', '-');
-    importing.stdin?.end(csvOf(callsOfADay()));
-    await until(
-      async () => (await place.server.query('select from pg_locks where not granted')).rows.length,
-      (n) => n > 0,
-    );
-    importing.kill('SIGINT');
-    const code = await until(
-      async () => importing.exitCode ?? importing.signalCode,
-      (seen) => seen !== null,
-    );
-    expect(code).not.toBe(0);
-    // The statement is gone, not only the process.
-    await until(
-      async () => (await place.server.query('select from pg_locks where not granted')).rows.length,
-      (n) => n === 0,
-    );
-    expect(await statements('select pg_sleep%')).toBe(strangers.length);
-    await place.server.query('rollback');
-    expect(await countedAt(place)).toEqual([]);
-    for (const stranger of strangers) await stranger[Symbol.asyncDispose]();
-    await Promise.all(working);
-  },
-);
-
-describe.each(modes.slice(noBouncer ? 2 : 0))('hourhand partition behind %s', (_, mode, settings) => {
+describe.each(modes.slice(noBouncer ? 2 : 0))('hourhand partition behind %s', AT_ONCE, (_, mode, settings) => {
   test('is refused in one line, and done with DATABASE_DIRECT_URL', LIMIT, async () => {
     await using place = await behind(mode, settings);
     await migrate(place.direct, migrations);
@@ -394,7 +347,7 @@ const noData = existsSync(data) ? '' : ` (SKIPPED: the real logs are not in ${da
 describe.each<[string, Mode]>([
   modes[noBouncer ? 2 : 1]?.slice(0, 2) as [string, Mode], // both are there
   ['a pooler that drops every start-up parameter', 'deaf'],
-])('behind %s', (_, mode) => {
+])('behind %s', AT_ONCE, (_, mode) => {
   test.skipIf(noData)(`a real log comes out digit by digit, with workers killed${noData}`, LIMIT, async () => {
     await using place = await behind(mode, SHANGHAI);
     await migrate(place.url, migrations);
@@ -422,6 +375,55 @@ describe.each<[string, Mode]>([
 });
 
 describe('the pooler of these tests', () => {
+  test(
+    'Ctrl-C of an import ends its own statement, and no other, whichever connection the pooler gave it',
+    LIMIT,
+    async () => {
+      await using place = await behind('adversarial', SHANGHAI);
+      await migrate(place.direct, migrations);
+      await using hourhand = await startHourhand({ ...ENV, DATABASE_URL: place.url });
+      // Strangers at work in all connections except two: one for the import, and one that is free.
+      const strangers = await Promise.all(STRANGERS.slice(2).map(() => connected(hourhand)));
+      const working = strangers.map((stranger) => stranger.query('select pg_sleep(600)').then(() => 'done', String));
+      const statements = async (like: string) =>
+        (
+          await place.server.query(
+            `select pid from pg_stat_activity where datname = current_database() and state = 'active' and query like $1 and pid <> pg_backend_pid()`,
+            [like],
+          )
+        ).rows.length;
+      await until(
+        () => statements('select pg_sleep%'),
+        (n) => n === strangers.length,
+      );
+      // The import waits for a writer who has the table.
+      await place.server.query('begin');
+      await place.server.query(`lock table ${OURS}."ModelCall" in share mode`);
+      const importing = hourhand.spawn('import', '-');
+      importing.stdin?.end(csvOf(callsOfADay()));
+      await until(
+        async () => (await place.server.query('select from pg_locks where not granted')).rows.length,
+        (n) => n > 0,
+      );
+      importing.kill('SIGINT');
+      const code = await until(
+        async () => importing.exitCode ?? importing.signalCode,
+        (seen) => seen !== null,
+      );
+      expect(code).not.toBe(0);
+      // The statement is gone, not only the process.
+      await until(
+        async () => (await place.server.query('select from pg_locks where not granted')).rows.length,
+        (n) => n === 0,
+      );
+      expect(await statements('select pg_sleep%')).toBe(strangers.length);
+      await place.server.query('rollback');
+      expect(await countedAt(place)).toEqual([]);
+      for (const stranger of strangers) await stranger[Symbol.asyncDispose]();
+      await Promise.all(working);
+    },
+  );
+
   test('gives each transaction the next connection, in which a stranger worked, and keeps what a start-up names', async () => {
     await using database = await createDatabase();
     const strangers = STRANGERS.slice(0, 3);
