@@ -1,8 +1,10 @@
 // The first minute on a machine that offers little: from a bare checkout to the page, through npm ci, and nothing is left.
-import { chmodSync, existsSync, mkdirSync, readFileSync } from 'node:fs';
+import { chmodSync, existsSync, mkdirSync, readFileSync, writeFileSync } from 'node:fs';
 import path from 'node:path';
 import pg from 'pg';
 import { afterAll, beforeAll, expect } from 'vitest';
+import { findRedis } from '../../scripts/private-redis.mjs';
+import { redisBinaries } from '../../scripts/servers.mjs';
 import { bareCheckout } from './support/checkout.ts';
 import {
   type Command,
@@ -34,7 +36,7 @@ beforeAll(async () => {
   bareCheckout(checkout);
   // Neither apt-get, git, unzip, a compiler nor ps; of setpriv, which root needs here, there is no choice.
   const PATH = onlyThese(path.join(folder.dir, 'bin'), {
-    'valkey-server': which('redis-server') ?? which('valkey-server'),
+    'valkey-server': await redisProgram(path.join(folder.dir, 'redis')),
     setpriv: which('setpriv'),
     mount: which('mount'),
   });
@@ -57,6 +59,15 @@ afterAll(async () => {
   killAll(folder.dir);
   folder[Symbol.dispose]();
 });
+
+/** A Redis that runs on this system: its own, or the one that this checkout has unpacked, with its libraries. */
+async function redisProgram(at: string): Promise<string | undefined> {
+  const found = await findRedis(redisBinaries);
+  const { LD_LIBRARY_PATH: libraries } = found?.env ?? {};
+  if (!found || !libraries) return found?.command;
+  writeFileSync(at, `#!/bin/sh\nLD_LIBRARY_PATH='${libraries}' exec '${found.command}' "$@"\n`, { mode: 0o755 });
+  return at;
+}
 
 const get = (at: string) =>
   fetch(new URL(at, page)).then(async (answer) => ({ ok: answer.ok, text: await answer.text() }));
