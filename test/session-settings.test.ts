@@ -4,7 +4,7 @@ import pg from 'pg';
 import { expect, test } from 'vitest';
 import { barsOf } from '../src/store/charts.ts';
 import { canceller, connectClient } from '../src/store/client.ts';
-import { connect, type Db, Sql } from '../src/store/db.ts';
+import { connect, type Db, inOneSnapshot, Sql } from '../src/store/db.ts';
 import { missingPartitions } from '../src/store/partitions.ts';
 import { independently } from '../src/store/timestamps.ts';
 import { createDatabase } from './support/database.ts';
@@ -233,6 +233,20 @@ test('through a pooler that drops options the figures are right, and no statemen
     expect(startup).toEqual(expect.arrayContaining(['TimeZone', 'UTC', 'DateStyle', 'ISO, MDY']));
     expect(startup).not.toContain('options');
   }
+});
+
+test('a statement of its own behind a pooler is in no snapshot of the transaction that had its connection before', async () => {
+  await using database = await createDatabase();
+  await using pooler = await startSessionPooler(database.url);
+  const pool = connect(pooler.url, { connections: 1, onError: () => {} });
+  const isolation = async (db: Db) => {
+    const [row] = await db.$queryRaw<[{ isolation: string }]>`
+      select current_setting('transaction_isolation') as isolation`;
+    return row.isolation;
+  };
+  const found = [await inOneSnapshot(pool, isolation), await isolation(pool), await pool.$transaction(isolation)];
+  await pool.$disconnect();
+  expect(found).toEqual(['repeatable read', 'read committed', 'read committed']);
 });
 
 test('statements have names behind a pooler with DATABASE_PREPARED=on, and nowhere with off', async () => {

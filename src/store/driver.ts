@@ -228,6 +228,7 @@ const PoolOfPg = pg.Pool as unknown as new (config: object) => PoolOfPg; // as w
 class OurPool extends PoolOfPg {
   override async query(statement: unknown, values?: readonly unknown[]): Promise<pg.QueryResult> {
     const client = await this.connect();
+    client.isolation = 'READ COMMITTED'; // a transaction of another level may have had this connection before
     try {
       const result = await client.alone(statement, values);
       client.release();
