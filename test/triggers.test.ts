@@ -3,6 +3,7 @@
 import { describe, expect, test } from 'vitest';
 import { startDashboard } from '../src/dashboard/server.ts';
 import { lookForWarnings } from '../src/processors/look-for-warnings.ts';
+import { faultsOfCalls } from '../src/store/call-parts.ts';
 import { openWarnings } from '../src/store/warnings.ts';
 import { HOUR_MS, hourOf } from '../src/time/hour.ts';
 import { type Hourhand, h, startHourhand, threeHours, until } from './support/hourhand.ts';
@@ -49,6 +50,11 @@ describe.each([
       `create or replace function "markLateCall"() returns trigger language plpgsql as $$ begin return null; end $$`,
       'markLateCall',
     ],
+    [
+      'a function that looks into another schema',
+      'alter function "markLateCall"() set search_path = elsewhere, pg_temp',
+      'markLateCall',
+    ],
     ['an index dropped', 'drop index "ModelCall_hour_bucket_idx"', 'ModelCall_hour_bucket_idx'],
   ])('%s: found with what to type, which ends it', async (_, harm, subject) => {
     await using hourhand = await startHourhand();
@@ -60,6 +66,24 @@ describe.each([
     expect(others).toEqual([]);
     await type(hourhand, warning?.remedy);
     expect((await look(hourhand)).filter(({ kind }) => kind === 'triggers')).toEqual([]);
+  });
+
+  test('without the function nothing can be made but the function: it is told first', async () => {
+    await using hourhand = await startHourhand();
+    const { pool, callParts } = hourhand;
+    await prepare(hourhand);
+    await pool.$executeRaw`drop function "markLateCall"() cascade`;
+    const faults = await faultsOfCalls(pool, callParts);
+    expect(faults.map(({ subject }) => subject)).toEqual([
+      'markLateCall',
+      'ModelCall_late_insert',
+      'ModelCall_late_update',
+      'ModelCall_late_delete',
+    ]);
+    for (const { remedy } of faults) await type(hourhand, remedy);
+    expect(await faultsOfCalls(pool, callParts)).toEqual([]);
+    await hourhand.record({ user: 'ada', at: '2026-08-20T13:10:00Z' });
+    expect(await pool.statMark.count()).toBe(1);
   });
 
   test.runIf(layout === 'in partitions')("one partition's trigger that is disabled is found", async () => {

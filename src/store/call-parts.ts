@@ -84,8 +84,8 @@ export async function faultsOfCalls(db: Db, parts: CallParts): Promise<Finding[]
     indexesOf(db, parts),
   ]);
   return [
+    ...faultOfFunction(parts.function, functions), // first: no trigger can be made without it
     ...parts.triggers.flatMap((part) => faultsOfTrigger(part, parts.function.name, triggers)),
-    ...faultOfFunction(parts.function, functions),
     ...parts.indexes.flatMap((part) =>
       faultOfIndex(
         part,
@@ -150,22 +150,24 @@ function faultsOfTrigger(
 
 const WITHOUT = 'calls that come late leave no mark, and are in no figure until an audit finds them';
 
+/** `body` is null if there is none; `sees`: it finds our tables, whatever the gateway's `search_path` is. */
 async function functionOf(db: Db, { function: { name } }: CallParts) {
-  return db.$queryRaw<{ body: string; owners: boolean; path: string | null; schema: string }[]>`
-    select prosrc as body, prosecdef as owners, current_schema()::text as schema,
-           (select setting from unnest(proconfig) as setting where setting like 'search_path=%') as path
-      from pg_proc where proname = ${name}::text and pronamespace = current_schema()::regnamespace and pronargs = 0`;
+  return db.$queryRaw<[{ schema: string; body: string | null; owners: boolean | null; sees: boolean | null }]>`
+    select quote_ident(schema) as schema, prosrc as body, prosecdef as owners,
+           exists (select from unnest(proconfig) as setting
+                    where starts_with(setting || ',', 'search_path=' || quote_ident(schema) || ',')) as sees
+      from (select current_schema()::text as schema) as ours
+           left join pg_proc on proname = ${name}::text and pronamespace = schema::regnamespace and pronargs = 0`;
 }
 
 function faultOfFunction(
   { name, sql, body }: CallParts['function'],
   [found]: Awaited<ReturnType<typeof functionOf>>,
 ): Finding[] {
-  const as = found && inOneLine(found.body) === body.trim() && found.owners && found.path !== null;
+  const as = found.body !== null && inOneLine(found.body) === body.trim() && found.owners && found.sees;
   if (as) return [];
-  const detail = `The function ${name} is ${found ? "another than hourhand's" : 'gone'}: ${WITHOUT}`;
-  const schema = found ? `"${found.schema.replaceAll('"', '""')}"` : 'SCHEMA';
-  const remedy = `type in psql: ${sql}; ALTER FUNCTION "${name}"() SET search_path = ${schema}, pg_temp;`;
+  const detail = `The function ${name} is ${found.body === null ? 'gone' : "another than hourhand's"}: ${WITHOUT}`;
+  const remedy = `type in psql: ${sql}; ALTER FUNCTION "${name}"() SET search_path = ${found.schema}, pg_temp;`;
   return [{ subject: name, detail, remedy }];
 }
 
