@@ -1,5 +1,6 @@
 import { expect, test } from 'vitest';
 import { Sql } from '../src/store/db.ts';
+import { markedScopes } from '../src/store/marks.ts';
 import { runsOf } from '../src/store/runs.ts';
 import { endOf, startOf } from '../src/time/hour.ts';
 import { closedHour, h, startHourhand, until } from './support/hourhand.ts';
@@ -189,4 +190,15 @@ test('a mark that cannot be stored does not change what is on record of the run 
   await hourhand.tick();
   await hourhand.reaches(hour, 'partial');
   expect(await runsOf(hourhand.pool, hour, 10)).toEqual(before);
+});
+
+test('while the whole hour is marked, no moment is known up to which a roll-up of marked users has every call', async () => {
+  await using hourhand = await startHourhand();
+  const { pool } = hourhand;
+  const mark = (user: string) =>
+    pool.$executeRaw`insert into "StatMark" (hour, "userDid", reason) values (${startOf(hour)}::timestamptz, ${user}, 'backfill')`;
+  await mark('ada');
+  expect((await markedScopes(pool, hour)).asOf).toBeInstanceOf(Date);
+  await mark('');
+  expect(await markedScopes(pool, hour)).toMatchObject({ scopes: [{ users: ['ada'] }], asOf: null });
 });

@@ -77,6 +77,8 @@ export async function writeModels(db: Db, hour: Hour): Promise<void> {
     )
     update "StatHour" l set "modelsAsOf" = closed."asOf"
       from closed where l.hour = closed.hour`;
+  // Locked by a statement of its own, as in a recount: of two that count at once, the later one writes the later counts.
+  await db.$queryRaw`select 1 from "StatHour" where hour = ${startOf(hour)}::timestamptz for update`;
   await db.$executeRaw`
     update "StatHour" set (${counts}) = (${countOf(hour)})
      where hour = ${startOf(hour)}::timestamptz and state = 'closed' and ("sealedAt" is null or ("totalUsage" is null and ${hasRows}))`;

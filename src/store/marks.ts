@@ -95,11 +95,15 @@ export async function untoldHours(db: Db, limit: number): Promise<Hour[]> {
 
 /**
  * The users marked in an unsealed hour, as scopes of one bucket each, ascending; and when that was asked. Marks of
- * the whole hour are not among them: no scope of users answers one.
+ * the whole hour are not among them: no scope of users answers one. While there is one, no moment is known up to which
+ * every call is in the figures: `asOf` is null then.
  */
 export async function markedScopes(db: Db, hour: Hour) {
-  const rows = await db.$queryRaw<{ bucket: number; users: string[]; asOf: Date }[]>`
-    select ${bucket} as bucket, array_agg(distinct "userDid" order by "userDid") as users, statement_timestamp() as "asOf" from "StatMark" m
+  const rows = await db.$queryRaw<{ bucket: number; users: string[]; asOf: Date | null }[]>`
+    select ${bucket} as bucket, array_agg(distinct "userDid" order by "userDid") as users,
+           case when not exists (select from "StatMark" w where w.hour = ${startOf(hour)}::timestamptz and w."userDid" = '')
+                then statement_timestamp() end as "asOf"
+      from "StatMark" m
      where hour = ${startOf(hour)}::timestamptz and "userDid" <> '' and ${useful}
        and not ${isHeld(Sql.sql`m."backfillId"`)}
        and not exists (select from "StatHour" where hour = ${startOf(hour)}::timestamptz and "sealedAt" is not null)
