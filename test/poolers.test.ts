@@ -226,12 +226,15 @@ async function succeeded(running: Promise<Ran>): Promise<string> {
 /** Ask for these hours, and kill the workers again and again while they are at work. */
 async function backfillUnderKills(hourhand: Hourhand, place: Behind, span: readonly string[]): Promise<void> {
   const workers = [await hourhand.startWorker(), await hourhand.startWorker()];
-  const asked = hourhand.run(['backfill', ...span, '--wait']);
+  let ended = false;
+  const asked = hourhand.run(['backfill', ...span, '--wait']).finally(() => {
+    ended = true;
+  });
   for (const worker of workers) {
     const before = await closedHours(place);
     await until(
       () => closedHours(place),
-      (closed) => closed > before,
+      (closed) => closed > before || ended, // a quick machine may have closed them all
     );
     worker.child.kill('SIGKILL');
     await hourhand.startWorker();
