@@ -183,6 +183,18 @@ describe('two databases on one Redis with one prefix:', () => {
         expect.objectContaining({ message: expect.stringMatching(/^Nothing was changed: the prefix .*"calls" at/) }),
       ]);
       expect(await pool.operatorAction.count()).toBe(1); // of the first request
+      // No worker has looked. What else is typed is refused, so that it comes first.
+      const told = /^The prefix .* belongs to another hourhand, .*: set REDIS_PREFIX to one of its own/;
+      expect((await hourhand.run(['status'])).stdout.split('\n')[0]).toMatch(told);
+      expect(await (await fetch(url)).text()).toContain('<strong>The prefix');
+      const { checks } = (await (await fetch(`${url}/readyz`)).json()) as {
+        checks: { name: string; found: string }[];
+      };
+      expect(checks.find(({ name }) => name === 'warning redis-owner')).toMatchObject({
+        ok: true,
+        warn: true,
+        found: expect.stringContaining('claim-redis'),
+      });
       expect((await fetch(`${url}/api/models`)).status).toBe(200);
     } finally {
       await close();

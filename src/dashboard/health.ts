@@ -6,7 +6,6 @@ import type { Connections } from '../connections.ts';
 import { inspectScheduler, type Wish, wishes } from '../producers/schedules.ts';
 import { askForKey, maxmemoryPolicy } from '../queues/redis.ts';
 import { type AlarmPolicy, type Wrong, wrongNow } from '../store/alarms.ts';
-import type { CallParts } from '../store/call-parts.ts';
 import { reasonOf } from '../store/db.ts';
 import { uncoveredSpan } from '../store/gaps.ts';
 import { pendingMigrations } from '../store/migrate.ts';
@@ -34,13 +33,14 @@ export function alive(version: string): Router {
  * those alone who are known.
  */
 export function readiness(
-  { config, pool, redis, queues, alarmPolicy, callParts }: Connections,
+  connections: Connections,
   { version, migrations }: { version: string; migrations: string },
 ): Router {
+  const { config, pool, redis, queues, alarmPolicy } = connections;
   const look = onceAtATime(async () => {
     const [alarms, warnings, ...others] = await Promise.all([
       alarmChecks(pool, alarmPolicy),
-      warningChecks(pool, callParts),
+      warningChecks(connections),
       check('redis', 'an answer within 2 s', async () => {
         await askForKey(redis, config.REDIS_PREFIX);
         return { ok: true, found: 'an answer' };
@@ -109,10 +109,10 @@ async function alarmChecks(pool: Connections['pool'], policy: AlarmPolicy): Prom
 }
 
 /** What is wrong at this moment and does not stop the work, one by one. It never makes the answer a 503. */
-async function warningChecks(pool: Connections['pool'], parts: CallParts): Promise<Check[]> {
+async function warningChecks(connections: Connections): Promise<Check[]> {
   let warnings: Warning[] = [];
   const all = await check('warnings', 'none', async () => {
-    warnings = await warningsNow(pool, parts, await uncoveredSpan(pool));
+    warnings = await warningsNow(connections, await uncoveredSpan(connections.pool));
     return { ok: true, found: `${warnings.length || 'none'}` };
   });
   if (!all.ok) return [{ ...all, ok: true, warn: true }]; // whether Postgres answers is a check of its own

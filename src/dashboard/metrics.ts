@@ -49,11 +49,12 @@ export function metrics(connections: Connections, registry: Registry): Router {
 }
 
 const sources: Record<string, (connections: Connections) => Promise<Figure[]>> = {
-  async postgres({ pool, modelPolicy, callParts }) {
+  async postgres(connections) {
+    const { pool, modelPolicy } = connections;
     const { now, watermark, owed } = await ledgerStatus(pool, 0);
     const marks = await waitingMarks(pool);
     const uncovered = await uncoveredSpan(pool);
-    const warnings = await warningsNow(pool, callParts, uncovered);
+    const warnings = await warningsNow(connections, uncovered);
     const { running, partial, provisional, differing, durations } = await hourFigures(pool);
     const { lastHour, lastDayCredits } = await probesSpent(pool);
     const models = await statusLines(pool, await modelPolicy.interval());

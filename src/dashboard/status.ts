@@ -35,7 +35,7 @@ export async function statusOf(connections: Connections): Promise<Status> {
 }
 
 async function factsOf(connections: Connections) {
-  const { pool, modelPolicy, callParts } = connections;
+  const { pool, modelPolicy } = connections;
   const [ledger, marks, waiting, provisional, uncovered, walk, audit, models, spent, stale, alarms, layout, ofRedis] =
     await Promise.all([
       ledgerStatus(pool, NAMED),
@@ -52,7 +52,7 @@ async function factsOf(connections: Connections) {
       layoutOf(pool),
       redisStatus(connections),
     ]);
-  const warnings = await warningsNow(pool, callParts, uncovered);
+  const warnings = await warningsNow(connections, uncovered);
   const { completeFrom, watermark } = ledger;
   const settled = completeFrom && watermark && (await settledUntil(pool, { start: completeFrom, end: watermark }));
   const older = waiting.length > 0 ? await olderTransactions(pool) : [];
