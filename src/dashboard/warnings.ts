@@ -8,7 +8,7 @@ import { openWarnings, type Warning } from '../store/warnings.ts';
 /** Redis is not waited for longer. */
 const LIMIT_MS = 1_000;
 
-/** Why the prefix in Redis is not ours; undefined if it is, or if nobody tells: that is said elsewhere. */
+/** Why the prefix in Redis is not ours; undefined if it is, or if Redis does not answer. */
 async function foreignNow({ ownership }: Pick<Connections, 'ownership'>) {
   const look = await within(LIMIT_MS, 'Redis', ownership.look()).catch(() => undefined);
   return look?.foreign;
