@@ -385,7 +385,7 @@ export function watchForSilence(
       }
     });
   });
-  silent.catch(() => {}); // told by whoever races it
+  silent.catch(() => {}); // the race tells its error
   return { silent, stop: () => stopping.abort() };
 }
 

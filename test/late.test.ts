@@ -9,7 +9,7 @@ import { standingOf } from '../src/store/standing.ts';
 import { endOf, startOf } from '../src/time/hour.ts';
 import { createDatabase } from './support/database.ts';
 import { openWriter } from './support/gateway.ts';
-import { closedHour, type Hourhand, h, holdUser, startHourhand, until } from './support/hourhand.ts';
+import { closedHour, type Hourhand, h, holdUser, startHourhand, until, untilSwept } from './support/hourhand.ts';
 
 const hour = h('2026-08-20T13');
 const at = '2026-08-20T13:10:00Z';
@@ -164,7 +164,7 @@ describe('late data', () => {
     await hourhand.pool.$executeRaw`delete from "ModelCall" where id = 'c'`;
     await hourhand.record({ user: 'dan', at });
     expect(await standing(hourhand)).toMatchObject({ provisional: 1, reasons: [{ hour, why: '3 users marked' }] });
-    await settled(hourhand);
+    await untilSwept(hourhand);
     expect(await hourhand.wrong()).toEqual([]);
     expect(await standing(hourhand)).toMatchObject({ final: 1 });
     expect(await hourhand.hour(hour)).toMatchObject({ state: 'closed', run: 1, users: 3, calls: 4n });
@@ -196,7 +196,7 @@ describe('late data', () => {
     await using hourhand = await closedHour(hour, [{ user: 'ada', at }]);
     await hourhand.record({ user: 'ada', id: 'x', at });
     await hourhand.pool.$executeRaw`delete from "ModelCall" where id = 'x'`;
-    await settled(hourhand);
+    await untilSwept(hourhand);
     expect(await hourhand.pool.statHour.findFirst()).toMatchObject({ revision: 1 });
     expect(await hourhand.pool.statChange.count()).toBe(0);
   });
@@ -213,7 +213,7 @@ describe('late data', () => {
       select 'b' || i, 'u' || i % 50, 'p', 'm', 'custom', timestamptz '2026-08-20T10:00Z' + i % 4 * interval '1 hour'
         from generate_series(1, 20000) i`;
     expect(await hourhand.pool.statMark.count()).toBe(20_000);
-    await settled(hourhand);
+    await untilSwept(hourhand);
     // Each change of a row is one computation that had something to say: 25 users in each of the four hours.
     expect(await hourhand.pool.statChange.count()).toBe(100);
     expect(
@@ -236,7 +236,7 @@ describe('late data', () => {
     await hourhand.backfillUser('ada', hour);
     await untilCalls(hourhand, 'ada', '1');
     await hourhand.record({ user: 'ada', at }, { user: 'bob', at });
-    await settled(hourhand);
+    await untilSwept(hourhand);
     await untilCalls(hourhand, 'ada', '2');
     expect(await hourhand.stat('bob', hour)).toBeUndefined();
   });
@@ -251,7 +251,7 @@ describe('late data', () => {
     await hourhand.reaches(hour, 'closed');
     await writer.record({ user: 'ada', at });
     await writer.query('commit');
-    await settled(hourhand);
+    await untilSwept(hourhand);
     await untilCalls(hourhand, 'ada', '2');
   });
 
@@ -286,7 +286,7 @@ describe('late data', () => {
       );
       await hourhand.record({ user: 'ada', at });
     }
-    await settled(hourhand);
+    await untilSwept(hourhand);
     await untilCalls(hourhand, 'ada', '3');
   });
 });
@@ -391,7 +391,7 @@ describe('at the seam', () => {
     expect(await standing(hourhand)).toMatchObject({ final: 1 });
     await late.query('commit');
     expect(await standing(hourhand)).toMatchObject({ reasons: [{ why: '1 users marked' }] });
-    await settled(hourhand);
+    await untilSwept(hourhand);
     await untilCalls(hourhand, 'ada', '2');
   });
 
@@ -441,7 +441,7 @@ describe('at the seam', () => {
     await using hourhand = await closedHour(hour, [{ user: 'ada', id: 'a', at, status: 'processing' }]);
     expect(await standing(hourhand)).toMatchObject({ reasons: [{ why: 'calls under way' }] });
     await hourhand.pool.$executeRaw`update "ModelCall" set status = 'success'`;
-    await settled(hourhand);
+    await untilSwept(hourhand);
     expect(await standing(hourhand)).toMatchObject({ final: 1 });
     expect((await hourhand.stat('ada', hour))?.successCalls).toBe('1');
   });
@@ -456,18 +456,6 @@ async function marks({ pool }: Hourhand): Promise<string[]> {
 }
 
 const standing = ({ pool }: Hourhand) => standingOf(pool, range);
-
-/** Look, as every few seconds, until no mark is left, and the counts are said too. */
-async function settled(hourhand: Hourhand): Promise<void> {
-  await until(
-    async () => {
-      await hourhand.tick();
-      const jobs = await hourhand.queues.marks.getJobCountByTypes('waiting', 'active', 'delayed');
-      return (await hourhand.pool.statMark.count()) + jobs;
-    },
-    (left) => left === 0,
-  );
-}
 
 const untilCalls = (hourhand: Hourhand, user: string, calls: string) =>
   until(

@@ -10,7 +10,7 @@ import { standingOf } from '../src/store/standing.ts';
 import { openWarnings } from '../src/store/warnings.ts';
 import { endOf, startOf } from '../src/time/hour.ts';
 import { openWriter } from './support/gateway.ts';
-import { audited, type Hourhand, h, startHourhand, threeHours, until } from './support/hourhand.ts';
+import { audited, type Hourhand, h, startHourhand, threeHours, until, untilSwept } from './support/hourhand.ts';
 import { inPartitions } from './support/partitions.ts';
 
 const hour = h('2026-08-20T13');
@@ -289,16 +289,4 @@ async function seal({ pool }: Hourhand): Promise<void> {
 async function late({ pool }: Hourhand): Promise<string[]> {
   const rows = await pool.statLate.findMany({ orderBy: [{ hour: 'asc' }, { userDid: 'asc' }] });
   return rows.map(({ hour, userDid, writes }) => `${hour.getUTCHours()} ${userDid} ${writes}`);
-}
-
-/** Look, as every few seconds, until no mark is left. */
-async function untilSwept(hourhand: Hourhand): Promise<void> {
-  await until(
-    async () => {
-      await hourhand.tick();
-      const jobs = await hourhand.queues.marks.getJobCountByTypes('waiting', 'active', 'delayed');
-      return (await hourhand.pool.statMark.count()) + jobs;
-    },
-    (left) => left === 0,
-  );
 }

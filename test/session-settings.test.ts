@@ -8,7 +8,7 @@ import { connect, type Db, inOneSnapshot, Sql } from '../src/store/db.ts';
 import { missingPartitions } from '../src/store/partitions.ts';
 import { independently } from '../src/store/timestamps.ts';
 import { createDatabase } from './support/database.ts';
-import { closedHour, h, startHourhand, until } from './support/hourhand.ts';
+import { closedHour, type Hourhand, h, startHourhand, until } from './support/hourhand.ts';
 import { startSessionPooler } from './support/session-pooler.ts';
 
 const AT = new Date('2026-08-20T13:00:00.123Z');
@@ -105,9 +105,8 @@ const CALLS = [1, 5, 9, 17].map((hour) => ({
   tokens: hour,
 }));
 
-test('with a role of another zone, DateStyle and isolation each hour has its calls, and verify says so', async () => {
-  await using database = await foreignDatabase();
-  await using hourhand = await startHourhand({ DATABASE_URL: database.url });
+/** A day of calls, rolled up by a worker of this process: each hour is settled, and right. */
+async function rollUpTheDay(hourhand: Hourhand): Promise<void> {
   await hourhand.record(...CALLS);
   await hourhand.work();
   await hourhand.backfill(h('2026-08-10T00'), h('2026-08-10T23'));
@@ -119,6 +118,12 @@ test('with a role of another zone, DateStyle and isolation each hour has its cal
     (n) => n === 24,
   );
   expect(await hourhand.wrong()).toEqual([]);
+}
+
+test('with a role of another zone, DateStyle and isolation each hour has its calls, and verify says so', async () => {
+  await using database = await foreignDatabase();
+  await using hourhand = await startHourhand({ DATABASE_URL: database.url });
+  await rollUpTheDay(hourhand);
   const figures = await hourhand.run(['stats', '--from', '2026-08-10', '--to', '2026-08-11', '--format', 'csv']);
   const rows = figures.stdout
     .trim()
@@ -215,17 +220,7 @@ test('through a pooler that drops options the figures are right, and no statemen
   await using database = await foreignDatabase();
   await using pooler = await startSessionPooler(database.url);
   await using hourhand = await startHourhand({ DATABASE_URL: pooler.url });
-  await hourhand.record(...CALLS);
-  await hourhand.work();
-  await hourhand.backfill(h('2026-08-10T00'), h('2026-08-10T23'));
-  await until(
-    () =>
-      hourhand.pool.statHour.count({
-        where: { state: 'closed', fence: 0, hour: { lt: new Date('2026-08-11T00:00Z') } },
-      }),
-    (n) => n === 24,
-  );
-  expect(await hourhand.wrong()).toEqual([]);
+  await rollUpTheDay(hourhand);
   expect(await hourhand.run(['verify', '--from', '2026-08-10', '--to', '2026-08-11'])).toMatchObject({ code: 0 });
   expect(await hourhand.pool.$transaction((db) => db.$queryRaw`select name from pg_prepared_statements`)).toEqual([]);
   expect(pooler.startups.length).toBeGreaterThan(0);

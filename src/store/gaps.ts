@@ -143,7 +143,7 @@ export async function uncoveredHours(db: Db, now?: Now): Promise<Hour[]> {
 const MOST_CALLS = 1_000_000;
 
 /** The calls of the uncovered hours, counted up to a million; `more`: there are more. */
-export async function uncoveredCalls(db: Db, now?: Now): Promise<{ calls: number; more: boolean }> {
+async function uncoveredCalls(db: Db, now?: Now): Promise<{ calls: number; more: boolean }> {
   const [{ calls }] = await db.$queryRaw<[{ calls: number }]>`
     with ${uncovered(now)}
     select count(*)::int as calls

@@ -8,7 +8,7 @@ import { type Db, instant, type Now, Sql } from './db.ts';
  * The longest name, in bytes, that a mark can carry: a longer one does not fit into the indexes of marks and figures.
  * The trigger marks the whole hour instead, by an empty name.
  */
-export const MARKED_NAME = 2_600;
+const MARKED_NAME = 2_600;
 
 /** A user's name as a mark, or the account of late writes, spells it. */
 export const markedName = (userDid: Sql.Sql) =>

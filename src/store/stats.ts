@@ -1,7 +1,7 @@
 // What is stored of a user's hour, and how is it made?
 
 import { endOf, HOUR_MS, type Hour, startOf } from '../time/hour.ts';
-import type { Range } from '../time/range.ts';
+import { daysOf, type Range } from '../time/range.ts';
 import { type Db, Sql } from './db.ts';
 import { asJson, columns, counted, figures, figuresOf } from './figures.ts';
 import { calledIn, calledWithin, callHour, type Scope, usersIn } from './scope.ts';
@@ -225,11 +225,7 @@ export interface Difference {
  * costs no more than its days.
  */
 export async function* differences(db: Db, range: Range): AsyncGenerator<Difference[]> {
-  const DAY_MS = 24 * HOUR_MS;
-  for (let start = range.start.getTime(); start < range.end.getTime(); start += DAY_MS) {
-    const end = new Date(Math.min(start + DAY_MS, range.end.getTime()));
-    yield* differencesWithin(db, { start: new Date(start), end });
-  }
+  for (const day of daysOf(range)) yield* differencesWithin(db, day);
 }
 
 async function* differencesWithin(db: Db, { start, end }: Range): AsyncGenerator<Difference[]> {

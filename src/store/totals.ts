@@ -1,7 +1,6 @@
 // Compares what the ledger and the models say of closed hours with their rows and their calls.
 
-import { HOUR_MS } from '../time/hour.ts';
-import type { Range } from '../time/range.ts';
+import { daysOf, type Range } from '../time/range.ts';
 import { type Db, Sql } from './db.ts';
 import { NAME } from './hour-models.ts';
 import { calledWithin, callHour } from './scope.ts';
@@ -73,9 +72,7 @@ export async function* ledgerDifferences(db: Db, { start, end }: Range): AsyncGe
  * derives them; so are hours with marks. Day by day, as calls are read for the rows of users.
  */
 export async function* modelDifferences(db: Db, range: Range): AsyncGenerator<TotalsDifference[]> {
-  const DAY_MS = 24 * HOUR_MS;
-  for (let start = range.start.getTime(); start < range.end.getTime(); start += DAY_MS) {
-    const day = { start: new Date(start), end: new Date(Math.min(start + DAY_MS, range.end.getTime())) };
+  for (const day of daysOf(range)) {
     yield* batches<TotalsDifference>(db, againstCalls(day));
     yield* batches<TotalsDifference>(db, againstRows(day));
   }

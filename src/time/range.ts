@@ -49,6 +49,14 @@ export function hoursIn({ start, end }: Range): number {
   return Math.max(0, (end.getTime() - start.getTime()) / HOUR_MS);
 }
 
+/** The days of a range, each of 24 hours from the range's start on, oldest first; the last one may be shorter. */
+export function* daysOf({ start, end }: Range): Generator<Range> {
+  const DAY_MS = 24 * HOUR_MS;
+  for (let from = start.getTime(); from < end.getTime(); from += DAY_MS) {
+    yield { start: new Date(from), end: new Date(Math.min(from + DAY_MS, end.getTime())) };
+  }
+}
+
 /** How a range is told to a person. */
 export function spell({ start, end }: Range): string {
   return `[${hourOf(start)}, ${hourOf(end)})`;

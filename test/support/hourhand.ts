@@ -285,6 +285,18 @@ export async function threeHours(env?: Record<string, string>): Promise<Hourhand
   return hourhand;
 }
 
+/** Look, as every few seconds, until no mark is left, and what was rolled up for them is told to the ledger. */
+export async function untilSwept(hourhand: Hourhand): Promise<void> {
+  await until(
+    async () => {
+      await hourhand.tick();
+      const jobs = await hourhand.queues.marks.getJobCountByTypes('waiting', 'active', 'delayed');
+      return (await hourhand.pool.statMark.count()) + jobs;
+    },
+    (left) => left === 0,
+  );
+}
+
 /** An audit, asked for as by its tick. */
 export async function audited({ queues }: Hourhand) {
   const before = await queues.audits.getCompletedCount();
